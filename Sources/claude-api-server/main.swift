@@ -1,0 +1,5 @@
+import GRDB
+import Configuration
+import ArgumentParser
+import Hummingbird
+print("hi")
