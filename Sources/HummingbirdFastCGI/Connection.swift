@@ -1,0 +1,629 @@
+import CLinux
+import DequeModule
+import Glibc
+import HTTPTypes
+import Hummingbird
+import Logging
+import NIOCore
+
+/// What all connections of a server share.
+///
+/// `@unchecked`: it is made by the server and from then on touched only by the listener and its connections,
+/// actors whose executor is the reactor.
+final class ConnectionEnvironment: @unchecked Sendable {
+  let configuration: FastCGIServerConfiguration
+  let library: LibFCGI
+  let respond: @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
+  let logger: Logger
+  /// Bytes are received here first, so that a connection at rest needs no buffer.
+  let receiveBuffer: UnsafeMutableRawBufferPointer
+  var connections: [ObjectIdentifier: Connection] = [:]
+  var connectionClosed: () -> Void = {}
+  private var lastRequest: UInt64 = 0
+
+  init(
+    configuration: FastCGIServerConfiguration, library: LibFCGI, logger: Logger,
+    respond: @escaping @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
+  ) {
+    self.configuration = configuration
+    self.library = library
+    self.logger = logger
+    self.respond = respond
+    receiveBuffer = .allocate(byteCount: 64 << 10, alignment: 16)
+  }
+
+  deinit {
+    receiveBuffer.deallocate()
+  }
+
+  func nextRequestNumber() -> UInt64 {
+    lastRequest += 1
+    return lastRequest
+  }
+}
+
+/// A writer's connection is gone: the web server closed it, it stood still for too long, or the server shut down.
+struct ConnectionClosed: Error {}
+
+/// One connection of the web server, which carries one request after the other.
+actor Connection: Reactor.Handler {
+  private enum State {
+    /// Between requests, or with a part of one.
+    case reading
+    /// A request's task is running.
+    case answering(Exchange)
+    case closed
+  }
+
+  /// A request and what has become of its answer.
+  private struct Exchange {
+    let number: UInt64
+    let requestID: UInt16
+    let keepsConnection: Bool
+    let isHead: Bool
+    var task: Task<Void, Never>?
+    /// libfcgi's part, until the answer turns out to be no ordinary one.
+    var open: LibFCGI.OpenRequest?
+    /// The head of the answer, until it is sent.
+    var head: ByteBuffer?
+    /// A body that is still short enough to become an ordinary answer.
+    var collected = ByteBuffer()
+    var mayCollect = false
+    var isEnded = false
+  }
+
+  /// Answers up to here are written by libfcgi in one go. Well below the send buffer of a socket, of which half
+  /// may go to the kernel's own accounts.
+  private static let ordinaryAnswerBytes = 32 << 10
+  /// What is read ahead of the running request's end.
+  private static let readAheadBytes = 64 << 10
+  private static let sendTimeoutSeconds: UInt32 = 5
+
+  private let reactor: Reactor
+  private let descriptor: CInt
+  private let environment: ConnectionEnvironment
+  private var registration: Reactor.Registration?
+  private var state = State.reading
+  private var scanner: RecordScanner
+  private var input = ByteBuffer()
+  private var isReadPaused = false
+  private var requestTimer: Reactor.TimerID?
+  private var output: Deque<ByteBuffer> = []
+  private var outputBytes = 0
+  private var writeTimer: Reactor.TimerID?
+  private var writers: [(id: UInt64, continuation: CheckedContinuation<Void, any Error>)] = []
+  private var lastWriter: UInt64 = 0
+  private var closesWhenSent = false
+  private var isDraining = false
+
+  nonisolated var unownedExecutor: UnownedSerialExecutor { reactor.asUnownedSerialExecutor() }
+
+  /// Takes over `descriptor`. To be called on the reactor's thread.
+  init(descriptor: CInt, reactor: Reactor, environment: ConnectionEnvironment) {
+    self.descriptor = descriptor
+    self.reactor = reactor
+    self.environment = environment
+    scanner = RecordScanner(
+      maximumParamsBytes: environment.configuration.maximumParamsBytes,
+      maximumBodyBytes: environment.configuration.maximumBodyBytes)
+  }
+
+  func open() throws(FastCGIServerError) {
+    guard clinux_set_send_timeout(descriptor, Self.sendTimeoutSeconds) == 0 else {
+      throw .system(operation: "setsockopt", errno: errno)
+    }
+    registration = try reactor.addEdgeTriggered(descriptor, handler: self)
+    environment.connections[ObjectIdentifier(self)] = self
+  }
+
+  nonisolated func descriptorReady(_ events: UInt32) {
+    assumeIsolated { $0.ready(events) }
+  }
+
+  private func ready(_ events: UInt32) {
+    let output = UInt32(CLINUX_EPOLLOUT)
+    if events & output != 0, outputBytes > 0 { flush() }
+    if events & ~output != 0 { receive() }
+  }
+
+  // MARK: Requests in
+
+  private func receive() {
+    let buffer = environment.receiveBuffer
+    guard let start = buffer.baseAddress else { return }
+    while true {
+      switch state {
+      case .closed: return
+      case .answering where input.readableBytes >= Self.readAheadBytes:
+        isReadPaused = true
+        return
+      case .reading, .answering: break
+      }
+      let count = clinux_recv_nowait(descriptor, start, buffer.count)
+      guard count > 0 else {
+        if count < 0, errno == EAGAIN { return }
+        // The web server has gone, and with it the client as far as this request is concerned.
+        close()
+        return
+      }
+      input.writeBytes(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+      if case .reading = state { scanInput() } else { watchForAbort() }
+      // A short read has emptied the socket; what comes later is reported.
+      if count < buffer.count { return }
+    }
+  }
+
+  private func scanInput() {
+    while case .reading = state, input.readableBytes > 0 {
+      switch input.withUnsafeReadableBytes({ scanner.scan($0) }) {
+      case .incomplete:
+        startRequestTimer()
+        return
+      case .complete(let length):
+        start(length: length)
+      case .foreign(let record, let offset):
+        cutForeign(record, at: offset)
+      case .aborted:
+        endUnanswered(status: FastCGI.ProtocolStatus.requestComplete)
+      case .unknownRole:
+        endUnanswered(status: FastCGI.ProtocolStatus.unknownRole)
+      case .paramsTooLarge:
+        refuse(.requestHeaderFieldsTooLarge, "The request's header fields are too large.")
+      case .bodyTooLarge:
+        refuse(.contentTooLarge, "The request's body is too large.")
+      case .violation(let violation):
+        environment.logger.warning(
+          "Closed a connection that breaks the protocol", metadata: ["violation": "\(violation)"])
+        close()
+      }
+    }
+  }
+
+  /// Answers a record that isn't part of the request and takes it out of the input.
+  private func cutForeign(_ record: RecordScanner.ForeignRecord, at offset: Int) {
+    var answer = ByteBuffer()
+    let length = input.withUnsafeReadableBytes { bytes in
+      switch record {
+      case .multiplexed(let requestID):
+        answer.writeEndRequest(requestID: requestID, status: FastCGI.ProtocolStatus.cannotMultiplex)
+      case .management(FastCGI.RecordType.getValues, let start, let length):
+        answer.writeValues(askedForIn: UnsafeRawBufferPointer(rebasing: bytes[start..<start + length]))
+      case .management(let type, _, _):
+        answer.writeFastCGIHeader(type: FastCGI.RecordType.unknownType, requestID: 0, contentLength: 8)
+        answer.writeMultipleIntegers(type, 0 as UInt8, 0 as UInt16, 0 as UInt32)
+      case .stray:
+        break
+      }
+      return RecordHeader(bytes, at: offset).length
+    }
+    var rest = ByteBuffer()
+    rest.writeImmutableBuffer(input.getSlice(at: input.readerIndex, length: offset) ?? ByteBuffer())
+    input.moveReaderIndex(forwardBy: offset + length)
+    rest.writeBuffer(&input)
+    input = rest
+    scanner.removed(length)
+    if answer.readableBytes > 0 { send(answer) }
+  }
+
+  /// While a request is being answered the only thing to look for is that the web server gives it up.
+  private func watchForAbort() {
+    guard case .answering(let exchange) = state, input.readableBytes >= FastCGI.headerLength else { return }
+    let header = input.withUnsafeReadableBytes { RecordHeader($0, at: 0) }
+    if header.type == FastCGI.RecordType.abortRequest, header.requestID == exchange.requestID {
+      input.moveReaderIndex(forwardBy: min(header.length, input.readableBytes))
+      exchange.task?.cancel()
+    }
+  }
+
+  private func start(length: Int) {
+    cancelTimer(&requestTimer)
+    let decoded: LibFCGI.DecodedRequest
+    do {
+      decoded = try input.withUnsafeReadableBytes {
+        try environment.library.decode(UnsafeRawBufferPointer(rebasing: $0[..<length]))
+      }
+    } catch {
+      environment.logger.error("Closed a connection: its request can't be decoded", metadata: ["error": "\(error)"])
+      return close()
+    }
+    input.moveReaderIndex(forwardBy: length)
+    // A connection at rest holds no buffer.
+    if input.readableBytes == 0 { input = ByteBuffer() }
+    let number = environment.nextRequestNumber()
+    var logger = environment.logger
+    logger[metadataKey: "hb.request.id"] = "\(decoded.parameters["REQUEST_ID"] ?? String(number))"
+    let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
+    let source = FastCGIRequestContextSource(logger: logger, parameters: decoded.parameters)
+    var exchange = Exchange(
+      number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
+      isHead: decoded.head.method == .head, open: decoded.open)
+    exchange.task = Task(executorPreference: reactor) { [respond = environment.respond] in
+      await self.answer(number, request, source, respond)
+    }
+    state = .answering(exchange)
+  }
+
+  /// Ends a request that has no handler's task.
+  private func endUnanswered(status: UInt8) {
+    var end = ByteBuffer()
+    end.writeEndRequest(requestID: scanner.requestID, status: status)
+    send(end)
+    closeWhenSent()
+  }
+
+  /// Answers a request that is over its bounds. The connection is closed, as the rest of it is not wanted.
+  private func refuse(_ status: HTTPResponse.Status, _ detail: String) {
+    let body = """
+      {"type":"about:blank","title":"\(status.reasonPhrase)","status":\(status.code),"detail":"\(detail)"}
+      """
+    let response = Response(
+      status: status,
+      headers: [.contentType: "application/problem+json", .contentLength: String(body.utf8.count)])
+    var output = ByteBuffer()
+    output.writeStdout(ByteBuffer(responseHead: response), requestID: scanner.requestID)
+    output.writeStdout(ByteBuffer(string: body), requestID: scanner.requestID)
+    output.writeFastCGIHeader(type: FastCGI.RecordType.stdout, requestID: scanner.requestID, contentLength: 0)
+    output.writeEndRequest(requestID: scanner.requestID, status: FastCGI.ProtocolStatus.requestComplete)
+    send(output)
+    closeWhenSent()
+  }
+
+  // MARK: Answers
+
+  private func answer(
+    _ number: UInt64, _ request: Request, _ source: FastCGIRequestContextSource,
+    _ respond: @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
+  ) async {
+    var response: Response
+    do {
+      response = try await respond(request, source)
+    } catch {
+      // A cancelled handler's failure is the consequence of its client's departure.
+      if !Task.isCancelled {
+        source.logger.error("The handler failed", metadata: ["error": "\(error)"])
+      }
+      response = Response(status: .internalServerError)
+    }
+    guard begin(number, response) else { return }
+    do {
+      if request.method == .head {
+        finish(number)
+      } else {
+        try await response.body.write(BodyWriter(connection: self, number: number))
+        // A body that forgets to finish must not leave the client waiting.
+        finish(number)
+      }
+    } catch {
+      if !(error is ConnectionClosed), !Task.isCancelled {
+        source.logger.error("The body of an answer failed", metadata: ["error": "\(error)"])
+      }
+      // What has been sent can't be taken back. Without an end of request the web server knows that it's torn.
+      abort(number)
+    }
+  }
+
+  private func begin(_ number: UInt64, _ response: Response) -> Bool {
+    guard case .answering(var exchange) = state, exchange.number == number else { return false }
+    let head = ByteBuffer(responseHead: response)
+    if let length = response.body.contentLength, head.readableBytes + length <= Self.ordinaryAnswerBytes {
+      exchange.mayCollect = true
+      exchange.head = head
+      state = .answering(exchange)
+    } else {
+      // The head goes out at once: a stream's client learns that it is connected before the first event.
+      park(&exchange)
+      state = .answering(exchange)
+      sendStdout(head, exchange.requestID)
+    }
+    return !isClosed
+  }
+
+  /// Leaves libfcgi: from here on the answer is written by this file, and a stream at rest costs no buffers.
+  private func park(_ exchange: inout Exchange) {
+    exchange.mayCollect = false
+    if let open = exchange.open {
+      environment.library.release(open)
+      exchange.open = nil
+    }
+  }
+
+  /// Sends a part of the body; suspends while too much is unsent.
+  fileprivate func write(_ number: UInt64, _ buffer: ByteBuffer) async throws {
+    guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else {
+      throw ConnectionClosed()
+    }
+    guard buffer.readableBytes > 0 else { return }
+    if exchange.mayCollect {
+      let total = (exchange.head?.readableBytes ?? 0) + exchange.collected.readableBytes + buffer.readableBytes
+      if total <= Self.ordinaryAnswerBytes {
+        if exchange.collected.readableBytes == 0 {
+          exchange.collected = buffer
+        } else {
+          exchange.collected.writeImmutableBuffer(buffer)
+        }
+        state = .answering(exchange)
+        return
+      }
+      // The body is longer than its declared length.
+      flushCollected(&exchange)
+    }
+    sendStdout(buffer, exchange.requestID)
+    try await waitUntilSent()
+  }
+
+  private func flushCollected(_ exchange: inout Exchange) {
+    park(&exchange)
+    let head = exchange.head ?? ByteBuffer()
+    let collected = exchange.collected
+    exchange.head = nil
+    exchange.collected = ByteBuffer()
+    state = .answering(exchange)
+    sendStdout(head, exchange.requestID)
+    sendStdout(collected, exchange.requestID)
+  }
+
+  fileprivate func finish(_ number: UInt64) {
+    guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else { return }
+    exchange.isEnded = true
+    state = .answering(exchange)
+    if exchange.mayCollect, let head = exchange.head {
+      if let open = exchange.open, outputBytes == 0, clinux_unsent_bytes(descriptor) == 0 {
+        exchange.open = nil
+        state = .answering(exchange)
+        guard environment.library.answer(open, on: descriptor, head, exchange.collected) else { return close() }
+        return next(exchange)
+      }
+      flushCollected(&exchange)
+    }
+    var end = ByteBuffer()
+    end.writeFastCGIHeader(type: FastCGI.RecordType.stdout, requestID: exchange.requestID, contentLength: 0)
+    end.writeEndRequest(requestID: exchange.requestID, status: FastCGI.ProtocolStatus.requestComplete)
+    send(end)
+    next(exchange)
+  }
+
+  private func abort(_ number: UInt64) {
+    guard case .answering(let exchange) = state, exchange.number == number else { return }
+    close()
+  }
+
+  private func next(_ exchange: Exchange) {
+    guard !isClosed else { return }
+    guard exchange.keepsConnection, !isDraining else { return closeWhenSent() }
+    scanner = RecordScanner(
+      maximumParamsBytes: environment.configuration.maximumParamsBytes,
+      maximumBodyBytes: environment.configuration.maximumBodyBytes)
+    state = .reading
+    scanInput()
+    if isReadPaused {
+      isReadPaused = false
+      receive()
+    }
+  }
+
+  // MARK: Bytes out
+
+  private func sendStdout(_ content: ByteBuffer, _ requestID: UInt16) {
+    var content = content
+    while content.readableBytes > 0, !isClosed {
+      let length = min(content.readableBytes, FastCGI.maximumContentLength)
+      var header = ByteBuffer()
+      header.writeFastCGIHeader(type: FastCGI.RecordType.stdout, requestID: requestID, contentLength: length)
+      guard let part = content.readSlice(length: length) else { return }
+      send(header, part)
+    }
+  }
+
+  private func send(_ head: ByteBuffer, _ body: ByteBuffer = ByteBuffer()) {
+    guard !isClosed else { return }
+    let isIdle = outputBytes == 0
+    for part in [head, body] where part.readableBytes > 0 {
+      output.append(part)
+      outputBytes += part.readableBytes
+    }
+    if isIdle { flush() }
+  }
+
+  /// Sends what the socket takes; the rest follows when it reports that there is room.
+  private func flush() {
+    var hasProgress = false
+    while let first = output.first {
+      let second = output.count > 1 ? output[1] : ByteBuffer()
+      let count = first.withUnsafeReadableBytes { head in
+        second.withUnsafeReadableBytes { body in
+          clinux_send2_nowait(descriptor, head.baseAddress, head.count, body.baseAddress, body.count)
+        }
+      }
+      guard count >= 0 else {
+        if errno == EAGAIN { break }
+        return close()
+      }
+      hasProgress = true
+      outputBytes -= count
+      if count < first.readableBytes {
+        output[0].moveReaderIndex(forwardBy: count)
+      } else {
+        output.removeFirst()
+        let rest = count - first.readableBytes
+        if rest == second.readableBytes {
+          if second.readableBytes > 0 { output.removeFirst() }
+        } else {
+          output[0].moveReaderIndex(forwardBy: rest)
+        }
+      }
+    }
+    if outputBytes == 0 {
+      cancelTimer(&writeTimer)
+      if closesWhenSent { return close() }
+    } else if hasProgress || writeTimer == nil {
+      cancelTimer(&writeTimer)
+      writeTimer = reactor.schedule(after: environment.configuration.writeTimeout) { [weak self] in
+        self?.assumeIsolated { $0.writeTimedOut() }
+      }
+    }
+    if outputBytes <= environment.configuration.outputHighWater { resumeWriters(.success(())) }
+  }
+
+  private func writeTimedOut() {
+    environment.logger.notice(
+      "Closed a connection whose output stood still", metadata: ["unsent_bytes": "\(outputBytes)"])
+    close()
+  }
+
+  private func waitUntilSent() async throws {
+    if isClosed { throw ConnectionClosed() }
+    guard outputBytes > environment.configuration.outputHighWater else { return }
+    lastWriter += 1
+    let id = lastWriter
+    try await withTaskCancellationHandler {
+      try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+        if Task.isCancelled {
+          continuation.resume(throwing: CancellationError())
+        } else {
+          writers.append((id, continuation))
+        }
+      }
+    } onCancel: {
+      Task(executorPreference: reactor) { await self.cancelWriter(id) }
+    }
+  }
+
+  private func cancelWriter(_ id: UInt64) {
+    guard let index = writers.firstIndex(where: { $0.id == id }) else { return }
+    writers.remove(at: index).continuation.resume(throwing: CancellationError())
+  }
+
+  private func resumeWriters(_ result: Result<Void, any Error>) {
+    guard !writers.isEmpty else { return }
+    let waiting = writers
+    writers = []
+    for writer in waiting { writer.continuation.resume(with: result) }
+  }
+
+  // MARK: End
+
+  private var isClosed: Bool {
+    if case .closed = state { return true }
+    return false
+  }
+
+  private func startRequestTimer() {
+    guard requestTimer == nil else { return }
+    requestTimer = reactor.schedule(after: environment.configuration.requestTimeout) { [weak self] in
+      self?.assumeIsolated { $0.requestTimedOut() }
+    }
+  }
+
+  private func requestTimedOut() {
+    environment.logger.notice("Closed a connection whose request did not arrive whole in time")
+    close()
+  }
+
+  private func cancelTimer(_ timer: inout Reactor.TimerID?) {
+    guard let id = timer else { return }
+    reactor.cancel(id)
+    timer = nil
+  }
+
+  private func closeWhenSent() {
+    guard !isClosed else { return }
+    if outputBytes == 0 {
+      close()
+    } else {
+      closesWhenSent = true
+    }
+  }
+
+  /// Ends the connection now. A request that is being answered loses its peer: its task is cancelled.
+  func close() {
+    guard !isClosed else { return }
+    if case .answering(let exchange) = state {
+      if let open = exchange.open { environment.library.release(open) }
+      // After its end a request's task has nothing left to do but to return.
+      if !exchange.isEnded { exchange.task?.cancel() }
+    }
+    state = .closed
+    cancelTimer(&requestTimer)
+    cancelTimer(&writeTimer)
+    if let registration { reactor.remove(registration) }
+    Glibc.close(descriptor)
+    input = ByteBuffer()
+    output = []
+    outputBytes = 0
+    resumeWriters(.failure(ConnectionClosed()))
+    environment.connections[ObjectIdentifier(self)] = nil
+    environment.connectionClosed()
+  }
+
+  /// Lets a running request end and closes then; a connection at rest is closed at once.
+  func drain() {
+    isDraining = true
+    if case .reading = state, outputBytes == 0 { close() }
+  }
+}
+
+/// Writes the body of one answer.
+private struct BodyWriter: ResponseBodyWriter {
+  let connection: Connection
+  let number: UInt64
+
+  func write(_ buffer: ByteBuffer) async throws {
+    try await connection.write(number, buffer)
+  }
+
+  consuming func finish(_ trailingHeaders: HTTPFields?) async throws {
+    // FastCGI has no trailers.
+    await connection.finish(number)
+  }
+}
+
+extension ByteBuffer {
+  /// The head of an answer in CGI's form (RFC 3875, section 6).
+  fileprivate init(responseHead response: Response) {
+    self.init()
+    reserveCapacity(256)
+    writeString("Status: ")
+    writeString(String(response.status.code))
+    writeString(" ")
+    writeString(response.status.reasonPhrase)
+    writeString("\r\n")
+    // HTTPField lets no line breaks into names and values, so a field can't forge another.
+    for field in response.headers {
+      writeString(field.name.rawName)
+      writeString(": ")
+      writeString(field.value)
+      writeString("\r\n")
+    }
+    writeString("\r\n")
+  }
+
+  fileprivate mutating func writeStdout(_ content: ByteBuffer, requestID: UInt16) {
+    writeFastCGIHeader(
+      type: FastCGI.RecordType.stdout, requestID: requestID, contentLength: content.readableBytes)
+    writeImmutableBuffer(content)
+  }
+
+  /// The answer to FCGI_GET_VALUES: one request at a time on a connection. Names and values are shorter than 128
+  /// bytes in all that the specification knows; others are ignored as it asks for.
+  fileprivate mutating func writeValues(askedForIn content: UnsafeRawBufferPointer) {
+    var pairs = ByteBuffer()
+    var rest = content[...]
+    while rest.count >= 2, let nameLength = rest.popFirst(), let valueLength = rest.popFirst(),
+      nameLength < 128, valueLength < 128, rest.count >= Int(nameLength) + Int(valueLength)
+    {
+      let name = String(decoding: rest.prefix(Int(nameLength)), as: UTF8.self)
+      rest = rest.dropFirst(Int(nameLength) + Int(valueLength))
+      let value: String
+      switch name {
+      case "FCGI_MPXS_CONNS": value = "0"
+      case "FCGI_MAX_CONNS", "FCGI_MAX_REQS": value = "1024"
+      default: continue
+      }
+      pairs.writeMultipleIntegers(UInt8(name.utf8.count), UInt8(value.utf8.count))
+      pairs.writeString(name + value)
+    }
+    writeFastCGIHeader(
+      type: FastCGI.RecordType.getValuesResult, requestID: 0, contentLength: pairs.readableBytes)
+    writeBuffer(&pairs)
+  }
+}
