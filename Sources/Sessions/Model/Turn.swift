@@ -99,6 +99,12 @@ public struct TurnFailure: Hashable, Codable, Sendable {
   }
 }
 
+extension TurnFailure {
+  /// The failure of a turn that was running when an earlier process of the server ended.
+  public static let serverStopped = TurnFailure(
+    code: "interrupted", detail: "The server stopped while this turn was running.")
+}
+
 /// Tokens that a turn used, as the CLI reports them.
 public struct TokenUsage: Hashable, Codable, Sendable {
   public var inputTokens: Int64
