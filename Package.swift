@@ -47,6 +47,7 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
+    .target(name: "Sessions", swiftSettings: swiftSettings),
     .executableTarget(
       name: "claude-api-server",
       dependencies: [

@@ -1,0 +1,420 @@
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
+/// A store that keeps everything in memory and forgets it with the process, for tests.
+public actor InMemorySessionStore: SessionStore {
+  private struct Entry {
+    /// Place in the order of creation.
+    let position: Int64
+    var session: Session
+    /// By number, ascending.
+    var turns: [UUID] = []
+    var events: [Event] = []
+    var approvals: [UUID] = []
+  }
+
+  private var entries: [UUID: Entry] = [:]
+  private var turns: [UUID: Turn] = [:]
+  /// Ids of turns in the order of acceptance.
+  private var acceptance: [UUID] = []
+  private var approvals: [UUID: Approval] = [:]
+  private var records: [IdempotencyKey: IdempotencyRecord] = [:]
+  private var nextPosition: Int64 = 1
+  private var isClosed = false
+
+  public init() {}
+
+  // MARK: Sessions
+
+  public func createSession(
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?
+  ) throws(SessionStoreError) -> SessionAdmission {
+    try checkOpen()
+    if let idempotency, let record = record(for: idempotency.key, at: session.createdAt) {
+      guard record.digest == idempotency.digest else { return .mismatch }
+      guard let entry = visibleEntry(record.sessionID) else {
+        return .replayedButDeleted(sessionID: record.sessionID)
+      }
+      return .replayed(entry.session, firstTurn: record.turnID.flatMap { turns[$0] })
+    }
+    guard entries[session.id] == nil else {
+      throw .alreadyExists("Session \(session.id.lowercaseString)")
+    }
+    if let firstTurn { try checkIsNew(firstTurn) }
+    entries[session.id] = Entry(position: nextPosition, session: session)
+    nextPosition += 1
+    let turn = firstTurn.map { add($0, to: session.id) }
+    let added = add(events, to: session.id)
+    remember(idempotency, session: session.id, turn: turn?.id, at: session.createdAt)
+    return .created(session, firstTurn: turn, events: added)
+  }
+
+  public func session(_ id: UUID) throws(SessionStoreError) -> Session {
+    try entry(id).session
+  }
+
+  public func sessions(_ query: SessionQuery) throws(SessionStoreError) -> SessionPage {
+    try checkOpen()
+    let found = entries.values
+      .filter { matches($0, query) }
+      .sorted { $0.position < $1.position }
+    let page = query.limit.map { found.prefix(max(0, $0)) } ?? found[...]
+    let next = page.count < found.count ? page.last.map { SessionCursor(rawValue: $0.position) } : nil
+    return SessionPage(sessions: page.map(\.session), next: next)
+  }
+
+  private func matches(_ entry: Entry, _ query: SessionQuery) -> Bool {
+    if entry.session.deletedAt != nil { return false }
+    if let after = query.after, entry.position <= after.rawValue { return false }
+    if let owner = query.owner, entry.session.owner != owner { return false }
+    if let part = query.nameContains,
+      !Self.asciiLowercase(entry.session.name).contains(Self.asciiLowercase(part))
+    {
+      return false
+    }
+    if let activity = query.activity {
+      let isRunning = entry.turns.contains { turns[$0]?.state.isFinal == false }
+      return isRunning == (activity == .running)
+    }
+    return true
+  }
+
+  private static func asciiLowercase(_ text: String) -> [UInt8] {
+    text.utf8.map { (UInt8(ascii: "A")...UInt8(ascii: "Z")).contains($0) ? $0 + 32 : $0 }
+  }
+
+  public func updateSession(
+    _ id: UUID, _ update: SessionUpdate, events: [NewEvent]
+  ) throws(SessionStoreError) -> (session: Session, events: [Event]) {
+    var entry = try entry(id)
+    if let name = update.name { entry.session.name = name }
+    if let lastUsed = update.lastUsed { entry.session.lastUsed = lastUsed }
+    if let options = update.options { entry.session.options = options }
+    if let metadata = update.metadata { entry.session.metadata = metadata }
+    if let hasConversation = update.hasConversation { entry.session.hasConversation = hasConversation }
+    entries[id] = entry
+    return (entry.session, add(events, to: id))
+  }
+
+  public func beginDeletion(of id: UUID, at now: Timestamp) throws(SessionStoreError) -> Session {
+    var entry = try entry(id)
+    let session = entry.session
+    entry.session = Session(
+      id: session.id, name: session.name, createdAt: session.createdAt, lastUsed: session.lastUsed,
+      workspace: session.workspace, owner: session.owner, parentID: session.parentID,
+      options: session.options, metadata: session.metadata, hasConversation: session.hasConversation,
+      deletedAt: now)
+    entries[id] = entry
+    return entry.session
+  }
+
+  public func finishDeletion(of id: UUID) throws(SessionStoreError) {
+    try checkOpen()
+    guard let entry = entries.removeValue(forKey: id) else { return }
+    for turn in entry.turns { turns[turn] = nil }
+    for approval in entry.approvals { approvals[approval] = nil }
+    acceptance.removeAll { turns[$0] == nil }
+  }
+
+  public func unfinishedDeletions() throws(SessionStoreError) -> [Session] {
+    try checkOpen()
+    return entries.values
+      .filter { $0.session.deletedAt != nil }
+      .sorted { $0.position < $1.position }
+      .map(\.session)
+  }
+
+  // MARK: Turns
+
+  public func enqueueTurn(
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+  ) throws(SessionStoreError) -> TurnAdmission {
+    let entry = try entry(turn.sessionID)
+    if let idempotency, let record = record(for: idempotency.key, at: turn.createdAt) {
+      guard record.digest == idempotency.digest, record.sessionID == turn.sessionID,
+        let earlier = record.turnID.flatMap({ turns[$0] })
+      else { return .mismatch }
+      return .replayed(earlier)
+    }
+    if let queueLimit {
+      let unfinished = entry.turns.count { turns[$0]?.state.isFinal == false }
+      if unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
+    }
+    try checkIsNew(turn)
+    let added = add(turn, to: turn.sessionID)
+    touch(turn.sessionID, at: turn.createdAt)
+    remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
+    return .created(added, events: add(events, to: turn.sessionID))
+  }
+
+  public func startTurn(
+    _ id: UUID, at now: Timestamp, events: [NewEvent]
+  ) throws(SessionStoreError) -> TurnChange {
+    var turn = try turn(id)
+    guard turn.state == .queued else { throw .conflict(.turnState(turn.state)) }
+    if let running = entries[turn.sessionID]?.turns.first(where: { turns[$0]?.state == .running }) {
+      throw .conflict(.sessionBusy(runningTurn: running))
+    }
+    turn.state = .running
+    turn.startedAt = now
+    turns[id] = turn
+    return TurnChange(turn: turn, events: add(events, to: turn.sessionID))
+  }
+
+  public func finishTurn(
+    _ id: UUID, _ outcome: TurnOutcome, events: [NewEvent]
+  ) throws(SessionStoreError) -> TurnChange {
+    try checkOpen()
+    guard var turn = turns[id] else { throw .turnNotFound(id) }
+    guard outcome.state.isFinal else { throw .conflict(.turnState(outcome.state)) }
+    guard !turn.state.isFinal else { throw .conflict(.turnState(turn.state)) }
+    turn.state = outcome.state
+    turn.finishedAt = outcome.finishedAt
+    turn.result = outcome.result
+    turn.structuredOutput = outcome.structuredOutput
+    turn.failure = outcome.failure
+    turn.usage = outcome.usage
+    turn.costUSD = outcome.costUSD
+    turn.durationMilliseconds = outcome.durationMilliseconds
+    turn.modelTurns = outcome.modelTurns
+    turns[id] = turn
+    touch(turn.sessionID, at: outcome.finishedAt)
+    let voided = voidApprovals(of: turn.sessionID, turn: id, at: outcome.finishedAt)
+    return TurnChange(turn: turn, events: add(events, to: turn.sessionID), voidedApprovals: voided)
+  }
+
+  public func turn(_ id: UUID) throws(SessionStoreError) -> Turn {
+    try checkOpen()
+    guard let turn = turns[id], visibleEntry(turn.sessionID) != nil else { throw .turnNotFound(id) }
+    return turn
+  }
+
+  public func turns(
+    of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
+  ) throws(SessionStoreError) -> [Turn] {
+    let matches = try entry(sessionID).turns.lazy.compactMap { self.turns[$0] }
+      .filter { $0.number > after && states?.contains($0.state) ?? true }
+    return Array(matches.prefix(max(0, limit)))
+  }
+
+  public func unfinishedTurns() throws(SessionStoreError) -> [Turn] {
+    try checkOpen()
+    return unfinished { _ in true }
+  }
+
+  private func unfinished(where condition: (Turn) -> Bool) -> [Turn] {
+    acceptance.compactMap { turns[$0] }
+      .filter { !$0.state.isFinal && visibleEntry($0.sessionID) != nil && condition($0) }
+  }
+
+  public func recoverInterrupted(
+    at now: Timestamp, events: @escaping @Sendable (InterruptedSession) -> [NewEvent]
+  ) throws(SessionStoreError) -> Recovery {
+    try checkOpen()
+    var interrupted: [InterruptedSession] = []
+    for entry in entries.values.sorted(by: { $0.position < $1.position }) {
+      let id = entry.session.id
+      var stopped: [Turn] = []
+      for var turn in entry.turns.compactMap({ turns[$0] }) where turn.state == .running {
+        turn.state = .interrupted
+        turn.finishedAt = now
+        turn.failure = .serverStopped
+        turns[turn.id] = turn
+        stopped.append(turn)
+      }
+      let voided = voidApprovals(of: id, turn: nil, at: now)
+      guard entry.session.deletedAt == nil, !stopped.isEmpty || !voided.isEmpty else { continue }
+      let session = InterruptedSession(sessionID: id, turns: stopped, approvals: voided)
+      _ = add(events(session), to: id)
+      interrupted.append(session)
+    }
+    return Recovery(
+      interrupted: interrupted, queued: unfinished { $0.state == .queued },
+      deletions: try unfinishedDeletions())
+  }
+
+  // MARK: Events
+
+  public func appendEvents(
+    _ events: [NewEvent], to sessionID: UUID
+  ) throws(SessionStoreError) -> [Event] {
+    try checkOpen()
+    guard entries[sessionID] != nil else { throw .sessionNotFound(sessionID) }
+    return add(events, to: sessionID)
+  }
+
+  public func events(
+    of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
+  ) throws(SessionStoreError) -> [Event] {
+    let matches = try entry(sessionID).events.lazy
+      .filter { $0.sequence > after && types?.contains($0.type) ?? true }
+    return Array(matches.prefix(max(0, limit)))
+  }
+
+  public func lastSequence(of sessionID: UUID) throws(SessionStoreError) -> Int64 {
+    Int64(try entry(sessionID).events.count)
+  }
+
+  // MARK: Approvals
+
+  public func addApproval(
+    _ approval: Approval, events: [NewEvent]
+  ) throws(SessionStoreError) -> [Event] {
+    let turn = try turn(approval.turnID)
+    guard turn.sessionID == approval.sessionID else { throw .turnNotFound(approval.turnID) }
+    guard turn.state == .running else { throw .conflict(.turnState(turn.state)) }
+    guard approvals[approval.id] == nil else {
+      throw .alreadyExists("Approval \(approval.id.lowercaseString)")
+    }
+    approvals[approval.id] = approval
+    entries[approval.sessionID]?.approvals.append(approval.id)
+    return add(events, to: approval.sessionID)
+  }
+
+  public func resolveApproval(
+    _ id: UUID, _ decision: ApprovalDecision, events: [NewEvent]
+  ) throws(SessionStoreError) -> ApprovalResolution {
+    try checkOpen()
+    guard var approval = approvals[id] else { throw .approvalNotFound(id) }
+    guard approval.state == .pending else { return .alreadyResolved(approval) }
+    approval.state = decision.state
+    approval.resolvedAt = decision.resolvedAt
+    approval.message = decision.message
+    approval.updatedInput = decision.updatedInput
+    approval.remember = decision.remember
+    approvals[id] = approval
+    return .resolved(approval, events: add(events, to: approval.sessionID))
+  }
+
+  public func approval(_ id: UUID) throws(SessionStoreError) -> Approval {
+    try checkOpen()
+    guard let approval = approvals[id], visibleEntry(approval.sessionID) != nil else {
+      throw .approvalNotFound(id)
+    }
+    return approval
+  }
+
+  public func approvals(
+    of sessionID: UUID, states: Set<Approval.State>?
+  ) throws(SessionStoreError) -> [Approval] {
+    try entry(sessionID).approvals.compactMap { approvals[$0] }
+      .filter { states?.contains($0.state) ?? true }
+  }
+
+  // MARK: Idempotency
+
+  public func idempotencyRecord(
+    for key: IdempotencyKey, at now: Timestamp
+  ) throws(SessionStoreError) -> IdempotencyRecord? {
+    try checkOpen()
+    return record(for: key, at: now)
+  }
+
+  public func purgeIdempotencyRecords(at now: Timestamp) throws(SessionStoreError) -> Int {
+    try checkOpen()
+    let count = records.count
+    records = records.filter { !$0.value.isExpired(at: now) }
+    return count - records.count
+  }
+
+  // MARK: Operation
+
+  public func checkWritable() throws(SessionStoreError) {
+    try checkOpen()
+  }
+
+  public func statistics() throws(SessionStoreError) -> StoreStatistics {
+    try checkOpen()
+    var statistics = StoreStatistics(
+      sessions: 0, turns: Dictionary(uniqueKeysWithValues: Turn.State.allCases.map { ($0, 0) }),
+      events: 0, pendingApprovals: 0, bytes: 0)
+    for entry in entries.values {
+      statistics.events += Int64(entry.events.count)
+      guard entry.session.deletedAt == nil else { continue }
+      statistics.sessions += 1
+      for turn in entry.turns.compactMap({ turns[$0] }) { statistics.turns[turn.state, default: 0] += 1 }
+      statistics.pendingApprovals += entry.approvals.count { approvals[$0]?.state == .pending }
+    }
+    return statistics
+  }
+
+  public func backup(to path: String) throws(SessionStoreError) {
+    throw .io("a store in memory has no file")
+  }
+
+  public func close() {
+    isClosed = true
+  }
+
+  // MARK: Parts
+
+  private func checkOpen() throws(SessionStoreError) {
+    if isClosed { throw .io("the store is closed") }
+  }
+
+  private func visibleEntry(_ id: UUID) -> Entry? {
+    entries[id].flatMap { $0.session.deletedAt == nil ? $0 : nil }
+  }
+
+  private func entry(_ id: UUID) throws(SessionStoreError) -> Entry {
+    try checkOpen()
+    guard let entry = visibleEntry(id) else { throw .sessionNotFound(id) }
+    return entry
+  }
+
+  private func checkIsNew(_ turn: NewTurn) throws(SessionStoreError) {
+    if turns[turn.id] != nil { throw .alreadyExists("Turn \(turn.id.lowercaseString)") }
+  }
+
+  private func add(_ new: NewTurn, to sessionID: UUID) -> Turn {
+    let turn = Turn(
+      id: new.id, sessionID: sessionID, number: (entries[sessionID]?.turns.count ?? 0) + 1,
+      prompt: new.prompt, options: new.options, owner: new.owner, state: .queued, createdAt: new.createdAt)
+    turns[turn.id] = turn
+    acceptance.append(turn.id)
+    entries[sessionID]?.turns.append(turn.id)
+    return turn
+  }
+
+  private func add(_ new: [NewEvent], to sessionID: UUID) -> [Event] {
+    let last = entries[sessionID]?.events.count ?? 0
+    let events = new.enumerated().map { offset, event in
+      Event(
+        sessionID: sessionID, sequence: Int64(last + offset + 1), type: event.type, turnID: event.turnID,
+        processedAt: event.processedAt, payload: event.payload)
+    }
+    entries[sessionID]?.events += events
+    return events
+  }
+
+  private func touch(_ sessionID: UUID, at time: Timestamp) {
+    guard let lastUsed = entries[sessionID]?.session.lastUsed, lastUsed < time else { return }
+    entries[sessionID]?.session.lastUsed = time
+  }
+
+  private func voidApprovals(of sessionID: UUID, turn: UUID?, at time: Timestamp) -> [Approval] {
+    var voided: [Approval] = []
+    for id in entries[sessionID]?.approvals ?? [] {
+      guard var approval = approvals[id], approval.state == .pending, turn == nil || approval.turnID == turn
+      else { continue }
+      approval.state = .void
+      approval.resolvedAt = time
+      approvals[id] = approval
+      voided.append(approval)
+    }
+    return voided
+  }
+
+  private func record(for key: IdempotencyKey, at now: Timestamp) -> IdempotencyRecord? {
+    records[key].flatMap { $0.isExpired(at: now) ? nil : $0 }
+  }
+
+  private func remember(_ claim: IdempotencyClaim?, session: UUID, turn: UUID?, at time: Timestamp) {
+    guard let claim else { return }
+    records[claim.key] = IdempotencyRecord(
+      key: claim.key, digest: claim.digest, sessionID: session, turnID: turn, createdAt: time)
+  }
+}
