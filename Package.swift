@@ -44,6 +44,10 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
+    .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .testTarget(
+      name: "JSONSupportTests", dependencies: ["JSONSupport"], path: "Tests/JSONSupportTests",
+      swiftSettings: swiftSettings),
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
