@@ -48,6 +48,32 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .target(name: "Sessions", swiftSettings: swiftSettings),
+    .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .testTarget(
+      name: "JSONSupportTests", dependencies: ["JSONSupport"], path: "Tests/JSONSupportTests",
+      swiftSettings: swiftSettings),
+    .target(
+      name: "DemoModel",
+      dependencies: [
+        "JSONSupport",
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
+      name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "demo-model",
+      dependencies: [
+        "DemoModel",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+        .product(name: "UnixSignals", package: "swift-service-lifecycle"),
+      ],
+      swiftSettings: swiftSettings),
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
