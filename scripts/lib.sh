@@ -12,11 +12,9 @@ die() {
   exit 1
 }
 
-# Prints a command before it runs it.
-run_shown() {
-  say "+ $*"
-  "$@"
-}
+# The base directories of the XDG specification, for data and for state.
+data_home() { printf '%s\n' "${XDG_DATA_HOME:-${HOME:?is not set}/.local/share}"; }
+state_home() { printf '%s\n' "${XDG_STATE_HOME:-${HOME:?is not set}/.local/state}"; }
 
 # ensure_packages NAME...: installs those Debian packages that are not there yet.
 ensure_packages() {
@@ -39,11 +37,14 @@ ensure_packages() {
     [[ -t 0 ]] || as_root+=(-n)
   fi
   say "Installing: ${missing[*]}"
-  local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get)
-  if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" \
-    && ! { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${missing[@]}"; }; then
-    die "could not install; let an administrator run: apt-get install ${missing[*]}"
+  if [[ " ${missing[*]} " == *" nginx "* ]]; then
+    say "Debian's nginx package also starts a web server on port 80, which is not needed here;"
+    say "'systemctl disable --now nginx' ends it."
   fi
+  local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get)
+  "${apt[@]}" update || warn "apt-get update failed; trying with the package lists that are there"
+  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" \
+    || die "could not install; let an administrator run: apt-get install ${missing[*]}"
 }
 
 # The packages that building and running need, for ensure_packages.
@@ -61,9 +62,14 @@ ensure_swift() {
   ((major > 6 || (major == 6 && minor >= 3))) || die "this is Swift $major.$minor; $advice"
 }
 
-# check_port NUMBER: it is the number of a port that an ordinary user may have.
+# check_port NUMBER: it is the number of a port, and this user may listen there.
 check_port() {
-  [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= 1 && 10#$1 <= 65535))
+  if ! [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] || (($1 > 65535)); then
+    die "this is not the number of a port: $1"
+  fi
+  local lowest=0
+  ((EUID == 0)) || read -r lowest </proc/sys/net/ipv4/ip_unprivileged_port_start
+  (($1 >= lowest)) || die "only root may listen on a port below $lowest: $1"
 }
 
 # port_is_taken PORT: something listens there on loopback.
