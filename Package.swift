@@ -47,7 +47,27 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
-    .target(name: "Sessions", swiftSettings: swiftSettings),
+    .target(
+      name: "ClaudeAPI",
+      dependencies: [
+        "JSONSupport", "Sessions",
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "Sessions",
+      dependencies: [
+        "JSONSupport", "Workspaces",
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "Workspaces",
+      dependencies: ["CLinux", .product(name: "NIOPosix", package: "swift-nio")],
+      swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
     .testTarget(
       name: "JSONSupportTests", dependencies: ["JSONSupport"], path: "Tests/JSONSupportTests",

@@ -1,3 +1,4 @@
 #pragma once
 
 #include "reactor_io.h"
+#include "file_tree.h"

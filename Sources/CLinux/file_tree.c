@@ -1,0 +1,135 @@
+#define _GNU_SOURCE
+#include "file_tree.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+// Opens the directory itself, never what a link of that name points to, and makes sure that it can be changed.
+static int open_directory(int parent, const char *name)
+{
+    int path = openat(parent, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (path < 0) return -1;
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", path);
+    struct stat status;
+    int result = -1;
+    // The owner may always change the mode; for somebody else's directory the open below tells what is wrong.
+    if (fstat(path, &status) == 0 && ((status.st_mode & 0700) == 0700 || chmod(link, 0700) == 0 || errno == EPERM))
+        result = openat(path, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = errno;
+    close(path);
+    errno = error;
+    return result;
+}
+
+static int is_directory(int parent, const struct dirent *entry)
+{
+    if (entry->d_type != DT_UNKNOWN) return entry->d_type == DT_DIR;
+    struct stat status;
+    return fstatat(parent, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(status.st_mode);
+}
+
+static int is_dot(const char *name)
+{
+    return name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0));
+}
+
+// Takes everything out of the directory `name` of `top`: files are removed, directories moved to `top`, where
+// their turn comes. A directory is so moved once at most, and depth costs neither stack nor descriptors.
+static int flatten(int top, const char *name, unsigned long *moved)
+{
+    int fd = open_directory(top, name);
+    if (fd < 0) return errno == ENOENT ? 0 : -1;
+    DIR *directory = fdopendir(fd);
+    if (directory == NULL) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    int result = 0;
+    struct dirent *entry;
+    while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {
+        if (is_dot(entry->d_name)) continue;
+        if (!is_directory(fd, entry)) {
+            if (unlinkat(fd, entry->d_name, 0) < 0 && errno != ENOENT) result = -1;
+        } else if (unlinkat(fd, entry->d_name, AT_REMOVEDIR) < 0) {
+            // Moving a directory changes its "..", for which it must be writable.
+            int child = open_directory(fd, entry->d_name);
+            if (child < 0) {
+                result = -1;
+                break;
+            }
+            close(child);
+            char target[64];
+            do {
+                snprintf(target, sizeof target, ".removing-%lu", (*moved)++);
+                result = renameat2(fd, entry->d_name, top, target, RENAME_NOREPLACE);
+            } while (result < 0 && errno == EEXIST);
+        }
+    }
+    if (entry == NULL && errno != 0) result = -1;
+    int error = errno;
+    closedir(directory);
+    if (result == 0 && unlinkat(top, name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
+        // Entries that were moved or made while it was read are found by the next round.
+        if (errno != ENOTEMPTY && errno != EEXIST) return -1;
+    } else {
+        errno = error;
+    }
+    return result;
+}
+
+static int remove_content(int top)
+{
+    unsigned long moved = 0;
+    for (;;) {
+        // Read anew in each round, as the rounds add entries.
+        int copy = openat(top, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (copy < 0) return -1;
+        DIR *directory = fdopendir(copy);
+        if (directory == NULL) {
+            int error = errno;
+            close(copy);
+            errno = error;
+            return -1;
+        }
+        int found = 0, result = 0;
+        struct dirent *entry;
+        while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {
+            if (is_dot(entry->d_name)) continue;
+            found = 1;
+            if (is_directory(top, entry))
+                result = flatten(top, entry->d_name, &moved);
+            else if (unlinkat(top, entry->d_name, 0) < 0 && errno != ENOENT)
+                result = -1;
+        }
+        if (entry == NULL && errno != 0) result = -1;
+        int error = errno;
+        closedir(directory);
+        if (result < 0) {
+            errno = error;
+            return -1;
+        }
+        if (!found) return 0;
+    }
+}
+
+int clinux_remove_tree(int parent, const char *name)
+{
+    if (unlinkat(parent, name, 0) == 0 || errno == ENOENT) return 0;
+    if (errno != EISDIR && errno != EPERM) return -1;
+    int top = open_directory(parent, name);
+    if (top < 0) return errno == ENOENT ? 0 : -1;
+    int result = remove_content(top);
+    int error = errno;
+    close(top);
+    errno = error;
+    if (result < 0) return -1;
+    return unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT ? 0 : -1;
+}

@@ -1,0 +1,6 @@
+#pragma once
+
+/// Removes the directory entry `name` of the directory `parent` with all that is below it. Symbolic links are
+/// removed and never followed, directories without permissions are made accessible first. Two descriptors and a
+/// bounded stack are enough for a tree of any depth. Returns 0, also if there is no such entry, or -1 with errno.
+int clinux_remove_tree(int parent, const char *name);

@@ -1,0 +1,83 @@
+import HTTPTypes
+import Hummingbird
+import JSONSupport
+import NIOCore
+
+/// The members of a request's JSON object, taken one by one; whatever is wrong with them is a ``Problem`` that
+/// names the member.
+struct BodyFields {
+  private var members: [String: JSONValue]
+  private let known: [String]
+
+  /// Reads the body of a request, which must be a JSON object with no members but those in `known`.
+  init(_ request: Request, limit: Int, known: [String]) async throws {
+    if let type = request.headers[.contentType], !Self.isJSON(type) {
+      throw Problem(
+        .unsupportedMediaType, "unsupported_media_type",
+        "The body must be JSON; send it with Content-Type: application/json.")
+    }
+    let body: ByteBuffer
+    do {
+      body = try await request.body.collect(upTo: limit)
+    } catch is NIOTooManyBytesError {
+      throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+    }
+    guard body.readableBytes > 0 else {
+      throw Problem(.badRequest, "invalid_json", "The body is empty; send a JSON object.")
+    }
+    let value: JSONValue
+    do throws(JSONParsingError) {
+      value = try JSONValue(parsing: body.readableBytesView)
+    } catch {
+      throw Problem(.badRequest, "invalid_json", "The body is no valid JSON: \(error.reason.rawValue) at byte \(error.offset).")
+    }
+    guard case .object(let members) = value else {
+      throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")
+    }
+    self.members = members
+    self.known = known
+    if let unknown = members.keys.filter({ !known.contains($0) }).min() {
+      throw Problem(
+        .unprocessableContent, "unknown_field",
+        "There is no field \(quoted(unknown)) here; the fields are \(known.joined(separator: ", ")).")
+    }
+  }
+
+  private static func isJSON(_ type: String) -> Bool {
+    let essence = type.split(separator: ";", maxSplits: 1).first ?? ""
+    let name = essence.filter { $0 != " " && $0 != "\t" }.lowercased()
+    return name == "application/json" || (name.hasPrefix("application/") && name.hasSuffix("+json"))
+  }
+
+  /// A string, or nil if the member is absent or null.
+  func string(_ name: String) throws(Problem) -> String? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .string(let text): return text
+    case let other?: throw invalid(name, "must be a string, not \(other.kind)")
+    }
+  }
+
+  func invalid(_ name: String, _ what: String) -> Problem {
+    Problem(.unprocessableContent, "invalid_field", "The field \(quoted(name)) \(what).")
+  }
+
+  private func quoted(_ name: String) -> String {
+    // Names come from the client; a long one isn't worth repeating.
+    "\"\(name.count <= 64 ? name : "\(name.prefix(64))…")\""
+  }
+}
+
+extension JSONValue {
+  /// What the value is, in words.
+  var kind: String {
+    switch self {
+    case .null: "null"
+    case .bool: "a boolean"
+    case .int, .double: "a number"
+    case .string: "a string"
+    case .array: "an array"
+    case .object: "an object"
+    }
+  }
+}

@@ -1,0 +1,91 @@
+import HTTPTypes
+import Hummingbird
+import Logging
+import Sessions
+
+/// Turns every error into a problem document, and logs those that are the server's.
+struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
+  let routes: RouteTable
+
+  func handle(
+    _ request: Request, context: Context, next: (Request, Context) async throws -> Response
+  ) async throws -> Response {
+    do {
+      return try await next(request, context)
+    } catch {
+      let problem = problem(error, request)
+      if problem.status.kind == .serverError {
+        context.logger.error(
+          "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
+      }
+      return problem.response
+    }
+  }
+
+  private func problem(_ error: any Error, _ request: Request) -> Problem {
+    switch error {
+    case let problem as Problem: return problem
+    case let error as SessionServiceError: return Problem(error)
+    case let error as HTTPError where error.status == .notFound:
+      let methods = routes.methods(for: request.uri.path)
+      guard !methods.isEmpty else {
+        return Problem(.notFound, "not_found", "There is nothing at this path; GET / lists what there is.")
+      }
+      let allowed = methods.map(\.rawValue).joined(separator: ", ")
+      return Problem(
+        .methodNotAllowed, "method_not_allowed", "This path has no method \(request.method.rawValue); it has \(allowed).",
+        allow: allowed)
+    case let error as HTTPError:
+      return Problem(error.status, "http_\(error.status.code)", error.body ?? error.status.reasonPhrase)
+    case is CancellationError:
+      return Problem(.init(code: 499, reasonPhrase: "Client Closed Request"), "client_gone", "The client went away.")
+    default:
+      return Problem(.internalServerError, "internal_error", "The server failed in a way that it has no word for.")
+    }
+  }
+
+  /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
+  private func logged(_ error: any Error) -> String {
+    if let problem = error as? Problem { problem.code } else { "\(error)" }
+  }
+}
+
+extension Problem {
+  init(_ error: SessionServiceError) {
+    switch error {
+    case .sessionNotFound:
+      self.init(.notFound, "session_not_found", "Session not found")
+    case .turnNotFound:
+      self.init(.notFound, "turn_not_found", "Turn not found")
+    case .queueFull(let limit, let retryAfter):
+      self.init(
+        .tooManyRequests, "queue_full",
+        "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
+    case .sessionDeleted:
+      self.init(.gone, "session_deleted", "The session was deleted before this turn had ended.")
+    case .turnState(let state):
+      self.init(.conflict, "turn_state", "The turn is \(state.rawValue).")
+    case .idempotencyMismatch:
+      self.init(
+        .unprocessableContent, "idempotency_mismatch", "The Idempotency-Key was used with another request before.")
+    case .shuttingDown:
+      self.init(
+        .serviceUnavailable, "shutting_down",
+        "The server is about to stop. A message that was accepted before is kept and runs after the next start.",
+        retryAfter: 5)
+    case .diskFull:
+      self.init(.init(code: 507, reasonPhrase: "Insufficient Storage"), "disk_full", "The disk is full.")
+    case .workspace:
+      self.init(.internalServerError, "workspace_failed", "The directories of the session could not be used.")
+    case .store(.busy):
+      self.init(.serviceUnavailable, "store_busy", "The store is busy; try again.", retryAfter: 1)
+    case .store:
+      self.init(.internalServerError, "store_failed", "The store could not be used.")
+    }
+  }
+
+  init(_ failure: TurnFailure) {
+    self.init(
+      HTTPResponse.Status(code: failure.status ?? 502), failure.code, failure.detail, retryAfter: failure.retryAfter)
+  }
+}

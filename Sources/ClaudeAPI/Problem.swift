@@ -1,0 +1,44 @@
+public import HTTPTypes
+public import Hummingbird
+import NIOCore
+
+/// An error as the client sees it: a problem document (RFC 9457) with a stable `code`.
+public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
+  public var status: HTTPResponse.Status
+  /// A name for programs; it doesn't change.
+  public var code: String
+  /// A sentence for people, which names the field or thing that it's about.
+  public var detail: String
+  /// Seconds after which another try makes sense.
+  public var retryAfter: Int?
+  /// The methods that the path has, for a 405.
+  public var allow: String?
+
+  public init(
+    _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil
+  ) {
+    self.status = status
+    self.code = code
+    self.detail = detail
+    self.retryAfter = retryAfter
+    self.allow = allow
+  }
+
+  public var response: Response {
+    var headers: HTTPFields = [.contentType: "application/problem+json"]
+    if let retryAfter { headers[.retryAfter] = String(retryAfter) }
+    if let allow { headers[.allow] = allow }
+    var json = JSONWriter()
+    json.object { json in
+      json.field("type", "about:blank")
+      json.field("title", status.reasonPhrase)
+      json.field("status", Int64(status.code))
+      json.field("detail", detail)
+      json.field("code", code)
+      if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+    }
+    return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))
+  }
+
+  public func response(from request: Request, context: some RequestContext) -> Response { response }
+}

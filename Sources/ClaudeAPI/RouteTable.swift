@@ -1,0 +1,40 @@
+import HTTPTypes
+import Hummingbird
+
+/// The routes of the API as data: what the router, the index, the problem document of a wrong method, and every
+/// check that must cover all routes are made from.
+struct RouteTable {
+  struct Entry: Sendable {
+    let method: HTTPRequest.Method
+    /// The path with its parameters in braces.
+    let path: String
+    let summary: String
+  }
+
+  private(set) var entries: [Entry] = []
+
+  /// The methods that exist for the path of a request, in the order of their routes; empty if there is no such path.
+  func methods(for path: String) -> [HTTPRequest.Method] {
+    let segments = path.split(separator: "/")
+    var methods: [HTTPRequest.Method] = []
+    for entry in entries where !methods.contains(entry.method) && Self.matches(entry.path, segments) {
+      methods.append(entry.method)
+      if entry.method == .get { methods.append(.head) }
+    }
+    return methods
+  }
+
+  private static func matches(_ template: String, _ segments: [Substring]) -> Bool {
+    let wanted = template.split(separator: "/")
+    return wanted.count == segments.count && zip(wanted, segments).allSatisfy { $0.hasPrefix("{") || $0 == $1 }
+  }
+
+  /// Adds a route to the table and to the router.
+  mutating func add<Context: RequestContext>(
+    _ method: HTTPRequest.Method, _ path: String, _ summary: String, to router: Router<Context>,
+    _ handler: @escaping @Sendable (Request, Context) async throws -> Response
+  ) {
+    entries.append(Entry(method: method, path: path, summary: summary))
+    router.on(RouterPath(path), method: method, use: handler)
+  }
+}

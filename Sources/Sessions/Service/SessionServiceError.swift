@@ -1,0 +1,29 @@
+/// Why a request to a ``SessionService`` was not carried out.
+public enum SessionServiceError: Error, Hashable, Sendable {
+  case sessionNotFound
+  case turnNotFound
+  /// As many messages as may wait are waiting; another may be tried after some seconds.
+  case queueFull(limit: Int, retryAfter: Int)
+  /// The session was deleted while the call waited for one of its turns.
+  case sessionDeleted
+  /// The turn isn't in a state in which this can be done.
+  case turnState(Turn.State)
+  /// The key was used with another request.
+  case idempotencyMismatch
+  /// The server is about to end; what was accepted is kept and goes on after the next start.
+  case shuttingDown
+  /// There is no room for what the request needs.
+  case diskFull
+  /// The directories of the session can't be made or removed.
+  case workspace(String)
+  case store(SessionStoreError)
+
+  init(_ error: SessionStoreError) {
+    switch error {
+    case .sessionNotFound: self = .sessionNotFound
+    case .turnNotFound: self = .turnNotFound
+    case .diskFull: self = .diskFull
+    default: self = .store(error)
+    }
+  }
+}

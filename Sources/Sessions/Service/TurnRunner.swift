@@ -1,0 +1,87 @@
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+public import JSONSupport
+
+/// What runs turns: the CLI, or a double of it in tests.
+public protocol TurnRunner: Sendable {
+  /// Runs a turn to its end. One session's turns are never run at the same time.
+  ///
+  /// - Parameter onMessage: is given what the agent says, in order; the next message waits until it returns.
+  func run(
+    _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
+  ) async throws(TurnRunFailure) -> TurnResult
+
+  /// Ends the running turn of a session softly: its `run` throws with the state `interrupted`. Returns when that
+  /// is under way; does nothing if no turn runs.
+  func interrupt(_ sessionID: UUID) async
+
+  /// Ends all processes of a session; a running turn fails. Returns when they are gone.
+  func stop(_ sessionID: UUID) async
+}
+
+/// A turn that is to be run, with the session that it belongs to as it is now.
+public struct TurnRequest: Hashable, Sendable {
+  public let session: Session
+  public let turn: Turn
+  /// The configuration directory of the session, outside its workspace.
+  public let configurationDirectory: String
+
+  public init(session: Session, turn: Turn, configurationDirectory: String) {
+    self.session = session
+    self.turn = turn
+    self.configurationDirectory = configurationDirectory
+  }
+}
+
+/// What a turn used, as far as it is known.
+public struct TurnAccounts: Hashable, Sendable {
+  public var usage: TokenUsage?
+  public var costUSD: Double?
+  public var durationMilliseconds: Int64?
+  public var modelTurns: Int?
+
+  public init(
+    usage: TokenUsage? = nil, costUSD: Double? = nil, durationMilliseconds: Int64? = nil, modelTurns: Int? = nil
+  ) {
+    self.usage = usage
+    self.costUSD = costUSD
+    self.durationMilliseconds = durationMilliseconds
+    self.modelTurns = modelTurns
+  }
+}
+
+/// What came of a turn that was completed.
+public struct TurnResult: Hashable, Sendable {
+  public var text: String
+  public var structuredOutput: JSONValue?
+  public var accounts: TurnAccounts
+
+  public init(text: String, structuredOutput: JSONValue? = nil, accounts: TurnAccounts = TurnAccounts()) {
+    self.text = text
+    self.structuredOutput = structuredOutput
+    self.accounts = accounts
+  }
+}
+
+/// Why a turn was not completed, and what is known of it all the same.
+public struct TurnRunFailure: Error, Hashable, Sendable {
+  public var failure: TurnFailure
+  /// Whether somebody wanted the turn to end.
+  public var isInterruption: Bool
+  /// What the agent had said until then.
+  public var partialText: String?
+  public var accounts: TurnAccounts
+
+  public init(
+    _ failure: TurnFailure, isInterruption: Bool = false, partialText: String? = nil,
+    accounts: TurnAccounts = TurnAccounts()
+  ) {
+    self.failure = failure
+    self.isInterruption = isInterruption
+    self.partialText = partialText
+    self.accounts = accounts
+  }
+}

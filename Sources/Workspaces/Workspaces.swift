@@ -1,0 +1,129 @@
+import CLinux
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+import Glibc
+public import NIOPosix
+
+/// A file operation on the directories of sessions that failed.
+public struct WorkspaceError: Error, Sendable, Equatable, CustomStringConvertible {
+  public let operation: String
+  public let errno: Int32
+
+  public var description: String { "\(operation): \(String(cString: strerror(errno)))" }
+
+  /// Whether the disk or the quota of its user is full.
+  public var isDiskFull: Bool { errno == ENOSPC || errno == EDQUOT }
+}
+
+/// The directories of sessions: for each one the workspace, in which the agent works, and the CLI's configuration
+/// directory, which holds the transcript and lies outside the workspace.
+///
+/// Directories are named by the session's id and reached from descriptors of their parents that are opened at
+/// start, so that nothing that happens to a path later leads elsewhere. Blocking calls are made on a thread pool.
+public final class Workspaces: Sendable {
+  /// The absolute path of the directory of workspaces.
+  public let root: String
+  /// The absolute path of the directory of configuration directories.
+  public let configurationRoot: String
+  private let rootDescriptor: CInt
+  private let configurationDescriptor: CInt
+  private let threads: NIOThreadPool
+
+  /// Opens both directories, which are made with mode 0700 if they don't exist.
+  public init(root: String, configurationRoot: String, threads: NIOThreadPool = .singleton) throws(WorkspaceError) {
+    (self.root, rootDescriptor) = try Self.open(root)
+    do throws(WorkspaceError) {
+      (self.configurationRoot, configurationDescriptor) = try Self.open(configurationRoot)
+    } catch {
+      Glibc.close(rootDescriptor)
+      throw error
+    }
+    self.threads = threads
+  }
+
+  deinit {
+    Glibc.close(rootDescriptor)
+    Glibc.close(configurationDescriptor)
+  }
+
+  private static func open(_ path: String) throws(WorkspaceError) -> (String, CInt) {
+    try makeDirectories(path)
+    let descriptor = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    guard descriptor >= 0 else { throw WorkspaceError(operation: "open \(path)", errno: errno) }
+    // The CLI finds its transcripts by the working directory's path, which must not depend on links.
+    guard let real = realpath(path, nil) else {
+      let code = errno
+      Glibc.close(descriptor)
+      throw WorkspaceError(operation: "realpath \(path)", errno: code)
+    }
+    defer { free(real) }
+    return (String(cString: real), descriptor)
+  }
+
+  /// Makes a directory of the operator's and those above it. For paths of the configuration, not of clients.
+  public static func makeDirectories(_ path: String) throws(WorkspaceError) {
+    var end = path.startIndex
+    while end < path.endIndex {
+      end = path[path.index(after: end)...].firstIndex(of: "/") ?? path.endIndex
+      let part = String(path[..<end])
+      guard mkdir(part, 0o700) == 0 || errno == EEXIST || errno == EISDIR else {
+        let code = errno
+        // A parent that can't be written but exists is fine.
+        var status = stat()
+        guard stat(part, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
+          throw WorkspaceError(operation: "mkdir \(part)", errno: code)
+        }
+        continue
+      }
+    }
+  }
+
+  public func workspacePath(of session: UUID) -> String { root + "/" + Self.name(session) }
+  public func configurationPath(of session: UUID) -> String { configurationRoot + "/" + Self.name(session) }
+
+  /// Makes both directories of a session, private to the server's user. Directories that exist stay as they are.
+  public func create(_ session: UUID) async throws {
+    let name = Self.name(session)
+    try await run { [rootDescriptor, configurationDescriptor] in
+      for parent in [rootDescriptor, configurationDescriptor] {
+        guard mkdirat(parent, name, 0o700) == 0 || errno == EEXIST else {
+          throw WorkspaceError(operation: "mkdir \(name)", errno: errno)
+        }
+      }
+    }
+  }
+
+  /// Removes both directories of a session with all that is in them; those that are gone already are no error.
+  public func remove(_ session: UUID) async throws {
+    let name = Self.name(session)
+    try await run { [rootDescriptor, configurationDescriptor] in
+      for parent in [rootDescriptor, configurationDescriptor] {
+        guard clinux_remove_tree(parent, name) == 0 else {
+          throw WorkspaceError(operation: "remove \(name)", errno: errno)
+        }
+      }
+    }
+  }
+
+  /// Whether the session's workspace exists and is a directory.
+  public func exists(_ session: UUID) async throws -> Bool {
+    let name = Self.name(session)
+    return try await run { [rootDescriptor] in
+      var status = stat()
+      if fstatat(rootDescriptor, name, &status, AT_SYMLINK_NOFOLLOW) == 0 {
+        return status.st_mode & S_IFMT == S_IFDIR
+      }
+      if errno == ENOENT { return false }
+      throw WorkspaceError(operation: "stat \(name)", errno: errno)
+    }
+  }
+
+  private func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    try await threads.runIfActive(body)
+  }
+
+  private static func name(_ session: UUID) -> String { session.uuidString.lowercased() }
+}
