@@ -1,0 +1,121 @@
+import Foundation
+
+/// All settings of the responder.
+///
+/// Each is documented by its row in `catalog`, from which the help text is made and which the README repeats.
+struct ServerConfiguration: Sendable {
+  var stateDirectory: String
+  var workspaceRoot: String
+  var socketPath: String
+  var claudePath: String?
+  var demoModelURL: String?
+  var allowedTools: [String]
+  var maximumProcesses: Int?
+  var maximumStarting: Int
+  var idleTimeout: Duration
+  var turnTimeout: Duration
+  var stallTimeout: Duration
+  var lineLimit: Int
+  var queueLength: Int
+  var maximumBody: Int
+  var maximumPrompt: Int
+  var drainTimeout: Duration
+  var logLevel: String
+
+  enum Row {
+    static let stateDirectory = Setting(
+      key: "state.dir", kind: .path, defaultText: "$XDG_STATE_HOME/claude-api-server",
+      summary: "the store, the CLI's configuration directories, the socket")
+    static let workspaceRoot = Setting(
+      key: "workspace.root", kind: .path, defaultText: "STATE/workspaces",
+      summary: "one directory for each session, in which its agent works")
+    static let socketPath = Setting(
+      key: "socket.path", kind: .path, defaultText: "STATE/run/responder.sock",
+      summary: "the FastCGI socket; at most 107 bytes")
+    static let claudePath = Setting(
+      key: "claude.path", kind: .path, defaultText: "claude on PATH", summary: "the Claude Code CLI")
+    static let demoModelURL = Setting(
+      key: "demo-model.url", kind: .text, defaultText: "none",
+      summary: "use the demo model that listens at this URL instead of credentials")
+    static let allowedTools = Setting(
+      key: "claude.allowed-tools", kind: .list,
+      defaultText: "Bash,Read,Write,Edit,WebSearch,WebFetch,Glob,Grep",
+      summary: "tools that the agent may use without asking")
+    static let maximumProcesses = Setting(
+      key: "claude.max-processes", kind: .integer(1...100_000), defaultText: "memory / 200 MB",
+      summary: "CLI processes at once; the one that rests longest ends for a new one")
+    static let maximumStarting = Setting(
+      key: "claude.max-starting", kind: .integer(1...1000), defaultText: "2",
+      summary: "CLI processes that start at the same time")
+    static let idleTimeout = Setting(
+      key: "claude.idle-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "15m",
+      summary: "how long a CLI process rests before it ends; the next message starts it again")
+    static let turnTimeout = Setting(
+      key: "claude.turn-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "1h",
+      summary: "how long a turn may take")
+    static let stallTimeout = Setting(
+      key: "claude.stall-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "15m",
+      summary: "how long the CLI may be silent during a turn")
+    static let lineLimit = Setting(
+      key: "claude.line-limit", kind: .integer(65_536...1_073_741_824), defaultText: "67108864",
+      summary: "bytes of one line of the CLI's output")
+    static let queueLength = Setting(
+      key: "queue.max-length", kind: .integer(0...10_000), defaultText: "16",
+      summary: "messages that may wait behind a session's running one; then 429")
+    static let maximumBody = Setting(
+      key: "request.max-body", kind: .integer(1024...1_073_741_824), defaultText: "16777216",
+      summary: "bytes of a request's body; nginx's client_max_body_size should be the same")
+    static let maximumPrompt = Setting(
+      key: "request.max-prompt", kind: .integer(1...1_073_741_824), defaultText: "4194304",
+      summary: "bytes of a prompt")
+    static let drainTimeout = Setting(
+      key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
+      summary: "how long requests may go on after SIGTERM")
+    static let logLevel = Setting(
+      key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
+      summary: "the least level that is logged")
+
+    static let all = [
+      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, maximumProcesses,
+      maximumStarting, idleTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody, maximumPrompt,
+      drainTimeout, logLevel,
+    ]
+  }
+
+  /// - Throws: ``SettingsError``, with a sentence that names the setting.
+  init(arguments: [String], environment: [String: String]) async throws {
+    let settings = try await Settings(arguments: arguments, environment: environment, catalog: Row.all)
+    let state =
+      try settings.path(Row.stateDirectory) ?? Self.defaultStateDirectory(environment: environment)
+    stateDirectory = state
+    workspaceRoot = try settings.path(Row.workspaceRoot) ?? state + "/workspaces"
+    socketPath = try settings.path(Row.socketPath) ?? state + "/run/responder.sock"
+    claudePath = try settings.path(Row.claudePath)
+    demoModelURL = try settings.text(Row.demoModelURL)
+    allowedTools = try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
+    maximumProcesses = try settings.integer(Row.maximumProcesses)
+    maximumStarting = try settings.integer(Row.maximumStarting) ?? 2
+    idleTimeout = try settings.duration(Row.idleTimeout) ?? .seconds(15 * 60)
+    turnTimeout = try settings.duration(Row.turnTimeout) ?? .seconds(3600)
+    stallTimeout = try settings.duration(Row.stallTimeout) ?? .seconds(15 * 60)
+    lineLimit = try settings.integer(Row.lineLimit) ?? 64 << 20
+    queueLength = try settings.integer(Row.queueLength) ?? 16
+    maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
+    maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
+    drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
+    logLevel = try settings.text(Row.logLevel) ?? "info"
+  }
+
+  private static func defaultStateDirectory(environment: [String: String]) throws -> String {
+    if let base = environment["XDG_STATE_HOME"], base.hasPrefix("/") { return base + "/claude-api-server" }
+    if let home = environment["HOME"], home.hasPrefix("/") { return home + "/.local/state/claude-api-server" }
+    throw SettingsError(description: "There is neither XDG_STATE_HOME nor HOME; give \(Row.stateDirectory.flag).")
+  }
+
+  /// The rows of the settings as a person reads them on a terminal.
+  static var help: String {
+    (Row.all + [Settings.fileSetting]).map { setting in
+      "  \(setting.flag)  (\(setting.defaultText))\n      \(setting.summary)\n      \(setting.variable)"
+    }.joined(separator: "\n")
+  }
+}
