@@ -44,6 +44,10 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
+    .target(
+      name: "SQLiteStore",
+      dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
+      swiftSettings: swiftSettings),
     .target(name: "Sessions", swiftSettings: swiftSettings),
     .executableTarget(
       name: "claude-api-server",
