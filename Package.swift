@@ -63,5 +63,10 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
       ],
       swiftSettings: swiftSettings),
+    .target(
+      name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
+      swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
   ]
 )
