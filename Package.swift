@@ -67,6 +67,16 @@ let package = Package(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),
     .testTarget(
+      name: "SQLiteStoreTests",
+      dependencies: [
+        "SQLiteStore", "SessionStoreContract", "Sessions", "store-writer",
+        .product(name: "GRDB", package: "GRDB.swift"),
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
+      swiftSettings: swiftSettings),
   ]
 )
