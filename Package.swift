@@ -94,6 +94,10 @@ let package = Package(
         .product(name: "UnixSignals", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
+      name: "SQLiteStore",
+      dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
+      swiftSettings: swiftSettings),
+    .target(name: "Sessions", swiftSettings: swiftSettings),
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
@@ -119,6 +123,21 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
+      swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SQLiteStoreTests",
+      dependencies: [
+        "SQLiteStore", "SessionStoreContract", "Sessions", "store-writer",
+        .product(name: "GRDB", package: "GRDB.swift"),
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
   ]
 )

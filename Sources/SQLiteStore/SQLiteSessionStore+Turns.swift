@@ -1,0 +1,177 @@
+public import Foundation
+internal import GRDB
+public import Sessions
+
+extension SQLiteSessionStore {
+  public func enqueueTurn(
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+  ) async throws(SessionStoreError) -> TurnAdmission {
+    try await writer.perform(.power) { database in
+      let session = try database.sessionPosition(turn.sessionID)
+      if let idempotency,
+        let record = try database.idempotencyRecord(idempotency.key, at: turn.createdAt)
+      {
+        guard record.digest == idempotency.digest, record.sessionID == turn.sessionID,
+          let earlier = try record.turnID.flatMap({ try database.turnRowOrNil($0) })
+        else { return .mismatch }
+        return .replayed(earlier.turn)
+      }
+      if let queueLimit {
+        let unfinished = try database.first(
+          "SELECT count(*) FROM turns WHERE session = ? AND state IN ('queued', 'running')", [session]
+        ) { Int(try $0.integer(0)) }
+        if let unfinished, unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
+      }
+      try database.checkIsNew(turn)
+      let added = try database.insert(turn, session: session, sessionID: turn.sessionID)
+      try database.touch(session: session, at: turn.createdAt)
+      try database.remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
+      return .created(
+        added, events: try database.append(events, session: session, sessionID: turn.sessionID))
+    }
+  }
+
+  public func startTurn(
+    _ id: UUID, at now: Timestamp, events: [NewEvent]
+  ) async throws(SessionStoreError) -> TurnChange {
+    // The message is safe already. Without power the turn is found queued again, which is true as well: a CLI
+    // that had got the message is gone with its answer.
+    try await writer.perform { database in
+      var row = try database.turnRow(id)
+      guard row.turn.state == .queued else { throw SessionStoreError.conflict(.turnState(row.turn.state)) }
+      let running = try database.first(
+        "SELECT id FROM turns WHERE session = ? AND state = 'running'", [row.sessionPosition]
+      ) { try $0.uuid(0) }
+      if let running { throw SessionStoreError.conflict(.sessionBusy(runningTurn: running)) }
+      row.turn.state = .running
+      row.turn.startedAt = now
+      try database.run(
+        "UPDATE turns SET state = 'running', started_at = ? WHERE position = ?",
+        [now.microseconds, row.position])
+      return TurnChange(
+        turn: row.turn,
+        events: try database.append(events, session: row.sessionPosition, sessionID: row.turn.sessionID))
+    }
+  }
+
+  public func finishTurn(
+    _ id: UUID, _ outcome: TurnOutcome, events: [NewEvent]
+  ) async throws(SessionStoreError) -> TurnChange {
+    guard outcome.state.isFinal else { throw .conflict(.turnState(outcome.state)) }
+    return try await writer.perform(.power) { database in
+      guard var row = try database.turnRowOrNil(id) else { throw SessionStoreError.turnNotFound(id) }
+      guard !row.turn.state.isFinal else { throw SessionStoreError.conflict(.turnState(row.turn.state)) }
+      row.turn.state = outcome.state
+      row.turn.finishedAt = outcome.finishedAt
+      row.turn.result = outcome.result
+      row.turn.structuredOutput = outcome.structuredOutput
+      row.turn.failure = outcome.failure
+      row.turn.usage = outcome.usage
+      row.turn.costUSD = outcome.costUSD
+      row.turn.durationMilliseconds = outcome.durationMilliseconds
+      row.turn.modelTurns = outcome.modelTurns
+      try database.saveOutcome(of: row)
+      try database.touch(session: row.sessionPosition, at: outcome.finishedAt)
+      let voided = try database.voidApprovals(turn: row.position, at: outcome.finishedAt)
+      return TurnChange(
+        turn: row.turn,
+        events: try database.append(events, session: row.sessionPosition, sessionID: row.turn.sessionID),
+        voidedApprovals: voided.map(\.approval))
+    }
+  }
+
+  public func turn(_ id: UUID) async throws(SessionStoreError) -> Turn {
+    try await reader.perform { try $0.turnRow(id).turn }
+  }
+
+  public func turns(
+    of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
+  ) async throws(SessionStoreError) -> [Turn] {
+    try await scanner.perform { database in
+      let session = try database.sessionPosition(sessionID)
+      var arguments: StatementArguments = [session, after]
+      let inStates =
+        try states.map { try condition("turns.state", oneOf: $0.map(\.rawValue), &arguments) } ?? ""
+      arguments += [max(0, limit)]
+      return try database.all(
+        """
+        SELECT \(TurnRow.columns) FROM \(TurnRow.source)
+        WHERE turns.session = ? AND turns.number > ? \(inStates) ORDER BY turns.number LIMIT ?
+        """, arguments, TurnRow.init
+      ).map(\.turn)
+    }
+  }
+
+  public func unfinishedTurns() async throws(SessionStoreError) -> [Turn] {
+    try await scanner.perform { try $0.turns(in: [.queued, .running]) }
+  }
+
+  public func recoverInterrupted(
+    at now: Timestamp, events: @escaping @Sendable (InterruptedSession) -> [NewEvent]
+  ) async throws(SessionStoreError) -> Recovery {
+    try await writer.perform(.power) { database in
+      var turns: [Int64: [Turn]] = [:]
+      var approvals: [Int64: [Approval]] = [:]
+      var ids: [Int64: UUID] = [:]
+      let running = try database.all(
+        """
+        SELECT \(TurnRow.columns) FROM \(TurnRow.source) WHERE turns.state = 'running'
+        ORDER BY turns.position
+        """, [], TurnRow.init)
+      for var row in running {
+        row.turn.state = .interrupted
+        row.turn.finishedAt = now
+        row.turn.failure = .serverStopped
+        try database.saveOutcome(of: row)
+        guard !row.isInDeletion else { continue }
+        turns[row.sessionPosition, default: []].append(row.turn)
+        ids[row.sessionPosition] = row.turn.sessionID
+      }
+      for row in try database.voidApprovals(turn: nil, at: now) where !row.isInDeletion {
+        approvals[row.sessionPosition, default: []].append(row.approval)
+        ids[row.sessionPosition] = row.approval.sessionID
+      }
+      let interrupted = try ids.sorted { $0.key < $1.key }.map { position, id in
+        let session = InterruptedSession(
+          sessionID: id, turns: turns[position] ?? [], approvals: approvals[position] ?? [])
+        _ = try database.append(events(session), session: position, sessionID: id)
+        return session
+      }
+      return Recovery(
+        interrupted: interrupted, queued: try database.turns(in: [.queued]),
+        deletions: try database.unfinishedDeletions())
+    }
+  }
+}
+
+extension Database {
+  /// Unfinished turns in the order of their acceptance.
+  fileprivate func turns(in states: Set<Turn.State>) throws -> [Turn] {
+    try all(
+      """
+      SELECT \(TurnRow.columns) FROM \(TurnRow.source)
+      WHERE turns.state IN ('queued', 'running') AND sessions.deleted_at IS NULL ORDER BY turns.position
+      """, [], TurnRow.init
+    ).map(\.turn).filter { states.contains($0.state) }
+  }
+
+  /// Writes the columns that the end of a turn changes.
+  fileprivate func saveOutcome(of row: TurnRow) throws {
+    let turn = row.turn
+    try run(
+      """
+      UPDATE turns SET state = ?, finished_at = ?, result = CAST(? AS TEXT), structured_output = ?,
+        failure_code = CAST(? AS TEXT), failure_detail = CAST(? AS TEXT), failure_status = ?,
+        failure_retry_after = ?, input_tokens = ?, output_tokens = ?, cache_read_tokens = ?,
+        cache_creation_tokens = ?, cost_usd = ?, duration_ms = ?, model_turns = ?
+      WHERE position = ?
+      """,
+      [
+        turn.state.rawValue, turn.finishedAt?.microseconds, freeText(turn.result), turn.structuredOutput,
+        freeText(turn.failure?.code), freeText(turn.failure?.detail), turn.failure?.status,
+        turn.failure?.retryAfter, turn.usage?.inputTokens, turn.usage?.outputTokens,
+        turn.usage?.cacheReadTokens, turn.usage?.cacheCreationTokens, turn.costUSD,
+        turn.durationMilliseconds, turn.modelTurns, row.position,
+      ])
+  }
+}

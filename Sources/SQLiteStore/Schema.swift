@@ -1,0 +1,121 @@
+internal import GRDB
+
+/// The tables, and how they came to be.
+///
+/// A migration that was published never changes; the next one goes to the end of the list.
+enum Schema {
+  static var migrator: DatabaseMigrator {
+    var migrator = DatabaseMigrator()
+    migrator.registerMigration("001-sessions") { try $0.execute(sql: sessions) }
+    return migrator
+  }
+
+  /// Rows refer to their session by `position`, a small number, and not by its id of 16 bytes.
+  ///
+  /// `events` is a table without rowid: the events of a session lie side by side on disk in the order in which
+  /// they are read, and there is no second index to write to. `position` of sessions is never used twice
+  /// (AUTOINCREMENT), because cursors hold it.
+  private static let sessions = """
+    CREATE TABLE sessions (
+      position INTEGER PRIMARY KEY AUTOINCREMENT,
+      id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+      name TEXT NOT NULL,
+      created_at INTEGER NOT NULL,
+      last_used INTEGER NOT NULL,
+      workspace TEXT NOT NULL,
+      owner TEXT,
+      parent_id BLOB CHECK (length(parent_id) = 16),
+      options TEXT NOT NULL,
+      metadata TEXT NOT NULL,
+      has_conversation INTEGER NOT NULL CHECK (has_conversation IN (0, 1)),
+      deleted_at INTEGER
+    ) STRICT;
+    CREATE INDEX sessions_by_owner ON sessions (owner, position);
+    CREATE INDEX sessions_in_deletion ON sessions (position) WHERE deleted_at IS NOT NULL;
+
+    CREATE TABLE turns (
+      position INTEGER PRIMARY KEY,
+      id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+      session INTEGER NOT NULL REFERENCES sessions (position) ON DELETE CASCADE,
+      number INTEGER NOT NULL,
+      prompt TEXT NOT NULL,
+      options TEXT NOT NULL,
+      owner TEXT,
+      state TEXT NOT NULL
+        CHECK (state IN ('queued', 'running', 'completed', 'failed', 'interrupted', 'cancelled')),
+      created_at INTEGER NOT NULL,
+      started_at INTEGER,
+      finished_at INTEGER,
+      result TEXT,
+      structured_output TEXT,
+      failure_code TEXT,
+      failure_detail TEXT,
+      failure_status INTEGER,
+      failure_retry_after INTEGER,
+      input_tokens INTEGER,
+      output_tokens INTEGER,
+      cache_read_tokens INTEGER,
+      cache_creation_tokens INTEGER,
+      cost_usd REAL,
+      duration_ms INTEGER,
+      model_turns INTEGER,
+      UNIQUE (session, number),
+      CHECK ((failure_code IS NULL) = (failure_detail IS NULL)),
+      CHECK ((input_tokens IS NULL) = (output_tokens IS NULL)
+        AND (input_tokens IS NULL) = (cache_read_tokens IS NULL)
+        AND (input_tokens IS NULL) = (cache_creation_tokens IS NULL))
+    ) STRICT;
+    CREATE UNIQUE INDEX turns_running ON turns (session) WHERE state = 'running';
+    CREATE INDEX turns_unfinished ON turns (session) WHERE state IN ('queued', 'running');
+
+    CREATE TABLE events (
+      session INTEGER NOT NULL REFERENCES sessions (position) ON DELETE CASCADE,
+      sequence INTEGER NOT NULL,
+      type TEXT NOT NULL,
+      turn_id BLOB CHECK (length(turn_id) = 16),
+      processed_at INTEGER NOT NULL,
+      payload TEXT NOT NULL,
+      PRIMARY KEY (session, sequence)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE approvals (
+      position INTEGER PRIMARY KEY,
+      id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+      session INTEGER NOT NULL REFERENCES sessions (position) ON DELETE CASCADE,
+      turn INTEGER NOT NULL REFERENCES turns (position) ON DELETE CASCADE,
+      tool_name TEXT NOT NULL,
+      tool_use_id TEXT NOT NULL,
+      input TEXT NOT NULL,
+      cli_request_id TEXT NOT NULL,
+      created_at INTEGER NOT NULL,
+      expires_at INTEGER NOT NULL,
+      state TEXT NOT NULL CHECK (state IN ('pending', 'allowed', 'denied', 'expired', 'void')),
+      resolved_at INTEGER,
+      message TEXT,
+      updated_input TEXT,
+      remember INTEGER NOT NULL CHECK (remember IN (0, 1))
+    ) STRICT;
+    CREATE INDEX approvals_by_session ON approvals (session);
+    CREATE INDEX approvals_by_turn ON approvals (turn);
+    CREATE INDEX approvals_pending ON approvals (turn) WHERE state = 'pending';
+
+    -- An owner of '' stands for none: NULLs would not be equal to each other in the key.
+    -- The ids are no references: a record outlives its session.
+    CREATE TABLE idempotency (
+      owner TEXT NOT NULL,
+      scope TEXT NOT NULL,
+      key TEXT NOT NULL,
+      digest BLOB NOT NULL,
+      session_id BLOB NOT NULL CHECK (length(session_id) = 16),
+      turn_id BLOB CHECK (length(turn_id) = 16),
+      created_at INTEGER NOT NULL,
+      PRIMARY KEY (key, scope, owner)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotency_by_age ON idempotency (created_at);
+
+    CREATE TABLE write_check (
+      id INTEGER PRIMARY KEY CHECK (id = 1),
+      count INTEGER NOT NULL
+    ) STRICT;
+    """
+}

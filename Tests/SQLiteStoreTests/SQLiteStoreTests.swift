@@ -1,0 +1,292 @@
+import Foundation
+import GRDB
+import SQLiteStore
+import SessionStoreContract
+import Sessions
+import Testing
+
+@Suite struct SQLiteStoreTests {
+  @Test(arguments: ContractCase.all)
+  func contract(_ contract: ContractCase) async throws {
+    try await withStore { store, _ in try await contract.run(store) }
+  }
+
+  @Test func everythingIsThereAfterReopening() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      var store = try await reopen(path)
+      let session = Session(
+        id: UUID(), name: "a\u{0}b", createdAt: .now(), workspace: "/w", owner: "k", metadata: #"{"a":1}"#)
+      let claim = IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1, 2])
+      let new = NewTurn(sessionID: session.id, prompt: "remember 7", createdAt: .now())
+      let event = NewEvent(type: "user.message", turnID: new.id, processedAt: .now(), payload: #"{"x":"é"}"#)
+      let admission = try await store.createSession(
+        session, firstTurn: new, events: [event], idempotency: claim)
+      guard case .created(_, let turn?, let events) = admission else {
+        Issue.record("\(admission)")
+        return
+      }
+      await store.close()
+
+      store = try await reopen(path)
+      #expect(try await store.session(session.id) == session)
+      #expect(try await store.turn(turn.id) == turn)
+      #expect(try await store.events(of: session.id, after: 0, limit: 10, types: nil) == events)
+      let again = try await store.createSession(session, firstTurn: new, events: [event], idempotency: claim)
+      #expect(again == .replayed(session, firstTurn: turn))
+      let running = try await store.startTurn(turn.id, at: .now()).turn
+      await store.close()
+
+      store = try await reopen(path)
+      let recovery = try await store.recoverInterrupted(at: .now()) { _ in [] }
+      #expect(recovery.interrupted.map(\.sessionID) == [session.id])
+      #expect(recovery.interrupted[0].turns[0].startedAt == running.startedAt)
+      await store.close()
+    }
+  }
+
+  @Test func filesAreForTheOwnerAlone() async throws {
+    try await withStore { store, path in
+      _ = try await store.createSession(makeSession())
+      func mode(_ path: String) throws -> Int? {
+        try FileManager.default.attributesOfItem(atPath: path)[.posixPermissions] as? Int
+      }
+      for suffix in ["", "-wal", "-shm"] { #expect(try mode(path + suffix) == 0o600) }
+      #expect(try mode((path as NSString).deletingLastPathComponent) == 0o700)
+    }
+  }
+
+  @Test func aWideModeIsNarrowed() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      #expect(
+        FileManager.default.createFile(atPath: path, contents: nil, attributes: [.posixPermissions: 0o666]))
+      let store = try await reopen(path)
+      let mode = try FileManager.default.attributesOfItem(atPath: path)[.posixPermissions] as? Int
+      #expect(mode == 0o600)
+      await store.close()
+    }
+  }
+
+  @Test func closingLeavesOneFile() async throws {
+    try await withTemporaryDirectory { directory in
+      let store = try await reopen(directory + "/store.sqlite")
+      _ = try await store.createSession(makeSession())
+      _ = try await store.sessions()
+      await store.close()
+      #expect(try FileManager.default.contentsOfDirectory(atPath: directory) == ["store.sqlite"])
+    }
+  }
+
+  @Test func aDirectoryThatCannotBeMadeIsAnIOError() async throws {
+    try await withTemporaryDirectory { directory in
+      #expect(FileManager.default.createFile(atPath: directory + "/file", contents: nil))
+      let path = directory + "/file/store.sqlite"
+      let error = await #expect(throws: SessionStoreError.self) { try await reopen(path) }
+      guard case .io(let text)? = error else {
+        Issue.record("\(String(describing: error))")
+        return
+      }
+      #expect(text.contains(path))
+    }
+  }
+
+  // MARK: Backup
+
+  @Test func aBackupHoldsWhatWasThere() async throws {
+    try await withStore { store, path in
+      let session = makeSession()
+      _ = try await store.createSession(session)
+      let copy = (path as NSString).deletingLastPathComponent + "/copy.sqlite"
+      let events = (0..<2000).map {
+        NewEvent(type: "t", processedAt: .now(), payload: #"{"n":\#($0)}"#)
+      }
+      // The store goes on while it is copied.
+      async let appended = store.appendEvents(events, to: session.id)
+      try await store.backup(to: copy)
+      _ = try await appended
+      await #expect(throws: SessionStoreError.alreadyExists(copy)) { try await store.backup(to: copy) }
+      let files = try FileManager.default.contentsOfDirectory(
+        atPath: (path as NSString).deletingLastPathComponent)
+      #expect(files.filter { $0.hasPrefix("copy") } == ["copy.sqlite"])
+      #expect(
+        try FileManager.default.attributesOfItem(atPath: copy)[.posixPermissions] as? Int == 0o600)
+
+      let other = try await reopen(copy)
+      #expect(try await other.session(session.id) == session)
+      let count = try await other.lastSequence(of: session.id)
+      #expect(count == 0 || count == 2000)
+      await other.close()
+    }
+  }
+
+  // MARK: Files that are not in order
+
+  @Test func aSchemaOfALaterVersionIsRefused() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      await (try reopen(path)).close()
+      let queue = try DatabaseQueue(path: path)
+      try await queue.write { try $0.execute(sql: "INSERT INTO grdb_migrations VALUES ('999-later')") }
+      try queue.close()
+      let error = await #expect(throws: SessionStoreError.self) { try await reopen(path) }
+      #expect(error == .schemaTooNew(path: path, migrations: ["999-later"]))
+      #expect(error?.description.contains("newer version") == true)
+    }
+  }
+
+  @Test func whatIsNoDatabaseIsCorrupt() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      try Data(String(repeating: "This is not a database. ", count: 1000).utf8)
+        .write(to: URL(fileURLWithPath: path))
+      let error = await #expect(throws: SessionStoreError.self) { try await reopen(path) }
+      #expect(error == .corrupt(path: path))
+    }
+  }
+
+  @Test func damagedPagesAreCorrupt() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      let session = try await fill(path)
+      // Everything but the first page, which holds the schema.
+      let file = try FileHandle(forUpdating: URL(fileURLWithPath: path))
+      let size = try file.seekToEnd()
+      try file.seek(toOffset: 4096)
+      try file.write(contentsOf: Data(repeating: 0xFF, count: Int(size) - 4096))
+      try file.close()
+      let error = await #expect(throws: SessionStoreError.self) {
+        let store = try await reopen(path)
+        defer { Task { await store.close() } }
+        _ = try await store.session(session)
+      }
+      #expect(error == .corrupt(path: path))
+    }
+  }
+
+  @Test func aTruncatedFileIsCorrupt() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      let session = try await fill(path)
+      let file = try FileHandle(forUpdating: URL(fileURLWithPath: path))
+      try file.truncate(atOffset: 3 * 4096)
+      try file.close()
+      let error = await #expect(throws: SessionStoreError.self) {
+        let store = try await reopen(path)
+        defer { Task { await store.close() } }
+        _ = try await store.events(of: session, after: 0, limit: .max, types: nil)
+      }
+      #expect(error == .corrupt(path: path))
+    }
+  }
+
+  /// Whatever bytes are damaged: an error or an answer, never the end of the process.
+  @Test func randomDamageIsSurvived() async throws {
+    let seed = UInt64.random(in: 0...UInt64.max)
+    print("seed of randomDamageIsSurvived: \(seed)")
+    var random = SeededGenerator(state: seed)
+    try await withTemporaryDirectory { directory in
+      let original = directory + "/original.sqlite"
+      let session = try await fill(original)
+      let bytes = try Data(contentsOf: URL(fileURLWithPath: original))
+      for round in 0..<60 {
+        let path = directory + "/damaged-\(round).sqlite"
+        var damaged = bytes
+        for _ in 0..<Int.random(in: 1...40, using: &random) {
+          damaged[Int.random(in: 0..<damaged.count, using: &random)] = UInt8.random(
+            in: 0...255, using: &random)
+        }
+        try damaged.write(to: URL(fileURLWithPath: path))
+        guard let store = try? await reopen(path) else { continue }
+        _ = try? await store.session(session)
+        _ = try? await store.events(of: session, after: 0, limit: .max, types: ["t"])
+        _ = try? await store.appendEvents([NewEvent(type: "t", processedAt: .now())], to: session)
+        _ = try? await store.recoverInterrupted(at: .now()) { _ in [] }
+        _ = try? await store.statistics()
+        await store.close()
+      }
+    }
+  }
+
+  private func fill(_ path: String) async throws -> UUID {
+    let store = try await reopen(path)
+    let session = makeSession()
+    _ = try await store.createSession(
+      session, firstTurn: NewTurn(sessionID: session.id, prompt: "x", createdAt: .now()))
+    let payload = #"{"text":"\#(String(repeating: "x", count: 500))"}"#
+    let events = (0..<200).map { _ in NewEvent(type: "t", processedAt: .now(), payload: payload) }
+    _ = try await store.appendEvents(events, to: session.id)
+    await store.close()
+    return session.id
+  }
+
+  // MARK: A full disk
+
+  @Test func aFullDiskTearsNothing() async throws {
+    try await withStore(maximumBytes: 400_000) { store, path in
+      let filler = makeSession()
+      let session = makeSession()
+      _ = try await store.createSession(filler)
+      _ = try await store.createSession(session)
+      let payload = #"{"text":"\#(String(repeating: "x", count: 2000))"}"#
+      let pair = (0..<2).map { _ in NewEvent(type: "t", processedAt: .now(), payload: payload) }
+      // Many at once, so that some of a common transaction fit and others don't.
+      let appended = await withTaskGroup(of: Int.self) { group in
+        for _ in 0..<300 {
+          group.addTask {
+            do throws(SessionStoreError) {
+              return try await store.appendEvents(pair, to: filler.id).count
+            } catch {
+              #expect(error == .diskFull)
+              return 0
+            }
+          }
+        }
+        return await group.reduce(0, +)
+      }
+      #expect(appended > 0 && appended < 600)
+      await #expect(throws: SessionStoreError.diskFull) {
+        while true {
+          _ = try await store.enqueueTurn(
+            NewTurn(sessionID: session.id, prompt: payload, createdAt: .now()), events: pair)
+        }
+      }
+      let log = try await store.events(of: filler.id, after: 0, limit: .max, types: nil)
+      #expect(log.map(\.sequence) == (0..<appended).map { Int64($0 + 1) })
+      // Of the message that didn't fit there is no part.
+      let turns = try await store.turns(of: session.id, after: 0, limit: .max, states: nil)
+      #expect(try await store.lastSequence(of: session.id) == Int64(turns.count * 2))
+
+      // Room is made, and everything works again.
+      _ = try await store.beginDeletion(of: filler.id, at: .now())
+      try await store.finishDeletion(of: filler.id)
+      #expect(try await store.appendEvents(pair, to: session.id).count == 2)
+      try await store.checkWritable()
+      let queue = try DatabaseQueue(path: path)
+      let check = try await queue.read { try String.fetchAll($0, sql: "PRAGMA integrity_check") }
+      #expect(check == ["ok"])
+      try queue.close()
+    }
+  }
+
+  @Test func anotherProcessThatKeepsTheLockIsBusy() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      let store = try await SQLiteSessionStore.open(
+        SQLiteStoreConfiguration(path: path, busyTimeout: .milliseconds(10)))
+      let session = makeSession()
+      _ = try await store.createSession(session)
+      // GRDB insists otherwise that a transaction ends where it began.
+      var options = Configuration()
+      options.allowsUnsafeTransactions = true
+      let queue = try DatabaseQueue(path: path, configuration: options)
+      try await queue.writeWithoutTransaction { try $0.beginTransaction(.immediate) }
+      await #expect(throws: SessionStoreError.busy) { try await store.createSession(makeSession()) }
+      #expect(try await store.sessions() == [session])
+      try await queue.writeWithoutTransaction { try $0.rollback() }
+      _ = try await store.createSession(makeSession())
+      try queue.close()
+      await store.close()
+    }
+  }
+}
