@@ -7,6 +7,7 @@ let swiftSettings: [SwiftSetting] = [
   .enableUpcomingFeature("ExistentialAny"),
   .enableUpcomingFeature("MemberImportVisibility"),
   .enableUpcomingFeature("InternalImportsByDefault"),
+  .treatAllWarnings(as: .error),
 ]
 
 let package = Package(
@@ -14,6 +15,7 @@ let package = Package(
   platforms: [.macOS(.v15)],
   products: [
     .library(name: "HummingbirdFastCGI", targets: ["HummingbirdFastCGI"]),
+    .executable(name: "claude-api", targets: ["claude-api"]),
     .executable(name: "claude-api-server", targets: ["claude-api-server"]),
   ],
   dependencies: [
@@ -99,6 +101,21 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(name: "Sessions", swiftSettings: swiftSettings),
     .executableTarget(
+      name: "claude-api",
+      dependencies: [
+        "ClientSupport",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "ClientSupport",
+      dependencies: [
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOFoundationCompat", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .executableTarget(
       name: "claude-api-server",
       dependencies: [
         "HummingbirdFastCGI",
@@ -139,5 +156,8 @@ let package = Package(
     .executableTarget(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
+    .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
+    .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
+    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
   ]
 )
