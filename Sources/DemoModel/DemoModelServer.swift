@@ -59,7 +59,7 @@ public struct DemoModelServer: Sendable {
       let serial = await state.nextSerial()
       if isFromCLI && message.toolNames.isEmpty {
         let reply = Reply(toBackground: message, serial: serial)
-        return deliver(reply, step: Step(), fault: nil, isStreaming: message.isStreaming, request)
+        return deliver(reply, step: Step(), fault: nil, isStreaming: message.isStreaming)
       }
       let script: Script
       do {
@@ -74,7 +74,7 @@ public struct DemoModelServer: Sendable {
         return Self.errorResponse(status: status, message: "scripted failure", retryAfter: retryAfter)
       }
       let reply = Reply(to: message, step: step, serial: serial)
-      return deliver(reply, step: step, fault: fault, isStreaming: message.isStreaming, request)
+      return deliver(reply, step: step, fault: fault, isStreaming: message.isStreaming)
     } catch let error as RequestError {
       return Self.errorResponse(status: 400, message: error.message)
     } catch {
@@ -105,7 +105,7 @@ public struct DemoModelServer: Sendable {
   }
 
   private func deliver(
-    _ reply: Reply, step: Step, fault: Step.Fault?, isStreaming: Bool, _ request: Request
+    _ reply: Reply, step: Step, fault: Step.Fault?, isStreaming: Bool
   ) -> Response {
     guard isStreaming || fault != nil else { return Self.jsonResponse(reply.message) }
     let encoder = EventStreamEncoder(
@@ -115,26 +115,21 @@ public struct DemoModelServer: Sendable {
       status: .ok,
       headers: [.contentType: "text/event-stream", .cacheControl: "no-cache"],
       body: ResponseBody { writer in
-        // A hanging answer must end when the client or the server gives up.
-        if fault == .hang { try await Self.silence(request) }
+        if fault == .hang { try await Task.sleep(for: Self.silence) }
         let sent = fault == nil ? events[...] : events.prefix(max(2, events.count / 2))
         for event in sent {
           if event.pause > .zero { try await Task.sleep(for: event.pause) }
           try await writer.write(ByteBuffer(bytes: event.bytes))
         }
-        if fault == .stall { try await Self.silence(request) }
+        if fault == .stall { try await Task.sleep(for: Self.silence) }
         if fault != nil { throw ScriptedCut() }
         try await writer.finish(nil)
       })
   }
 
-  /// Returns only by throwing: when the client has gone, or after an hour.
-  private static func silence(_ request: Request) async throws {
-    try await request.body.consumeWithCancellationOnInboundClose { _ in
-      try await Task.sleep(for: .seconds(3600))
-    }
-    throw ScriptedCut()
-  }
+  /// How long a hanging answer hangs: longer than any client waits, but not for ever, as the connection is
+  /// held meanwhile.
+  private static let silence = Duration.seconds(900)
 
   private static func jsonResponse(
     _ value: JSONValue, status: HTTPResponse.Status = .ok, headers: HTTPFields = [:]
