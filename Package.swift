@@ -10,140 +10,112 @@ let swiftSettings: [SwiftSetting] = [
   .treatAllWarnings(as: .error),
 ]
 
+let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
+let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let nioCore = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let nioPosix = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
+let serviceLifecycle = Target.Dependency.product(
+  name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let unixSignals = Target.Dependency.product(name: "UnixSignals", package: "swift-service-lifecycle")
+
 let package = Package(
   name: "claude-api-server",
-  platforms: [.macOS(.v15)],
   products: [
     .library(name: "HummingbirdFastCGI", targets: ["HummingbirdFastCGI"]),
     .executable(name: "claude-api", targets: ["claude-api"]),
     .executable(name: "claude-api-server", targets: ["claude-api-server"]),
+    .executable(name: "demo-model", targets: ["demo-model"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
     .package(
       url: "https://github.com/apple/swift-configuration", from: "1.4.0",
       traits: ["JSON", "CommandLineArguments"]),
-    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
-    .package(url: "https://github.com/apple/swift-crypto", "4.0.0"..<"5.0.0"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
-    .package(url: "https://github.com/apple/swift-nio", from: "2.100.0"),
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
     .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
     .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.0"),
     .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
     .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
   ],
   targets: [
-    .target(name: "CLinux"),
+    // C
     .systemLibrary(name: "CFastCGI", pkgConfig: "fcgi", providers: [.apt(["libfcgi-dev"])]),
-    .target(
-      name: "HummingbirdFastCGI",
-      dependencies: [
-        "CFastCGI", "CLinux",
-        .product(name: "DequeModule", package: "swift-collections"),
-        .product(name: "HTTPTypes", package: "swift-http-types"),
-        .product(name: "HeapModule", package: "swift-collections"),
-        .product(name: "Hummingbird", package: "hummingbird"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
-      ],
-      swiftSettings: swiftSettings),
+    .target(name: "CLinux"),
+
+    // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: [
-        "JSONSupport", "Sessions",
-        .product(name: "HTTPTypes", package: "swift-http-types"),
-        .product(name: "Hummingbird", package: "hummingbird"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-      ],
-      swiftSettings: swiftSettings),
-    .target(
-      name: "Sessions",
-      dependencies: [
-        "JSONSupport", "Workspaces",
-        .product(name: "Logging", package: "swift-log"),
-      ],
-      swiftSettings: swiftSettings),
-    .target(
-      name: "Workspaces",
-      dependencies: ["CLinux", .product(name: "NIOPosix", package: "swift-nio")],
-      swiftSettings: swiftSettings),
-    .target(name: "JSONSupport", swiftSettings: swiftSettings),
-    .testTarget(
-      name: "JSONSupportTests", dependencies: ["JSONSupport"], path: "Tests/JSONSupportTests",
-      swiftSettings: swiftSettings),
-    .target(
-      name: "DemoModel",
-      dependencies: [
-        "JSONSupport",
-        .product(name: "HTTPTypes", package: "swift-http-types"),
-        .product(name: "Hummingbird", package: "hummingbird"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "NIOCore", package: "swift-nio"),
-      ],
-      swiftSettings: swiftSettings),
-    .testTarget(
-      name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
-    .executableTarget(
-      name: "demo-model",
-      dependencies: [
-        "DemoModel",
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
-        .product(name: "UnixSignals", package: "swift-service-lifecycle"),
-      ],
-      swiftSettings: swiftSettings),
-      name: "SQLiteStore",
-      dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
-      swiftSettings: swiftSettings),
-    .target(name: "Sessions", swiftSettings: swiftSettings),
-    .executableTarget(
-      name: "claude-api",
-      dependencies: [
-        "ClientSupport",
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ],
+      dependencies: ["JSONSupport", "Sessions", httpTypes, hummingbird, logging, nioCore],
       swiftSettings: swiftSettings),
     .target(
       name: "ClientSupport",
       dependencies: [
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
-        .product(name: "NIOCore", package: "swift-nio"),
+        nioCore,
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
-      ],
-      swiftSettings: swiftSettings),
-    .executableTarget(
-      name: "claude-api-server",
-      dependencies: [
-        "HummingbirdFastCGI",
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
-        .product(name: "UnixSignals", package: "swift-service-lifecycle"),
-        .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "Configuration", package: "swift-configuration"),
-        .product(name: "GRDB", package: "GRDB.swift"),
-        .product(name: "Crypto", package: "swift-crypto"),
-        .product(name: "NIOPosix", package: "swift-nio"),
-        .product(name: "NIOWebSocket", package: "swift-nio"),
-        .product(name: "NIOFoundationCompat", package: "swift-nio"),
-        .product(name: "AsyncHTTPClient", package: "async-http-client"),
-      ],
-      swiftSettings: swiftSettings),
-    .testTarget(
-      name: "HummingbirdFastCGITests",
-      dependencies: [
-        "CLinux", "HummingbirdFastCGI",
-        .product(name: "HTTPTypes", package: "swift-http-types"),
-        .product(name: "Hummingbird", package: "hummingbird"),
-        .product(name: "Logging", package: "swift-log"),
-        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ],
       swiftSettings: swiftSettings),
     .target(
+      name: "DemoModel",
+      dependencies: ["JSONSupport", httpTypes, hummingbird, logging, nioCore],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "HummingbirdFastCGI",
+      dependencies: [
+        "CFastCGI", "CLinux",
+        .product(name: "DequeModule", package: "swift-collections"),
+        .product(name: "HeapModule", package: "swift-collections"),
+        httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .target(
+      name: "SQLiteStore",
+      dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging], swiftSettings: swiftSettings),
+    .target(name: "Workspaces", dependencies: ["CLinux", nioPosix], swiftSettings: swiftSettings),
+
+    // Programs
+    .executableTarget(
+      name: "claude-api", dependencies: ["ClientSupport", argumentParser], swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "claude-api-server",
+      dependencies: [
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
+        argumentParser,
+        .product(name: "Configuration", package: "swift-configuration"),
+        .product(name: "SystemPackage", package: "swift-system"),
+        logging, serviceLifecycle, unixSignals,
+      ],
+      swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "demo-model",
+      dependencies: ["DemoModel", argumentParser, logging, serviceLifecycle, unixSignals],
+      swiftSettings: swiftSettings),
+
+    // Tests, and the programs and code that they use
+    .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "HummingbirdFastCGITests",
+      dependencies: ["CLinux", "HummingbirdFastCGI", httpTypes, hummingbird, logging, serviceLifecycle],
+      swiftSettings: swiftSettings),
+    .testTarget(name: "JSONSupportTests", dependencies: ["JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
+    .target(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",
       dependencies: [
@@ -151,13 +123,9 @@ let package = Package(
         .product(name: "GRDB", package: "GRDB.swift"),
       ],
       swiftSettings: swiftSettings),
-    .testTarget(
-      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
     .executableTarget(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
-    .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
-    .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
   ]
 )

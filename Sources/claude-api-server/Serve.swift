@@ -1,0 +1,36 @@
+import ArgumentParser
+import ClaudeAPI
+import Foundation
+import HummingbirdFastCGI
+import Logging
+import SQLiteStore
+import ServiceLifecycle
+import Sessions
+import UnixSignals
+import Workspaces
+
+struct Serve: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Run the responder until SIGTERM or SIGINT.",
+    discussion: """
+      Settings come from flags, then the environment, then a JSON file, then the defaults:
+
+      \(ServerConfiguration.help)
+      """)
+
+  // The settings are swift-configuration's; they are listed above.
+  @Argument(parsing: .captureForPassthrough, help: .hidden)
+  var settings: [String] = []
+
+  func run() async throws {
+    if settings.contains("--help") || settings.contains("-h") { throw CleanExit.helpRequest(Self.self) }
+    let configuration: ServerConfiguration
+    do {
+      configuration = try await ServerConfiguration(
+        arguments: settings, environment: ProcessInfo.processInfo.environment)
+    } catch let error as SettingsError {
+      throw ValidationError(error.description)
+    }
+    try await Responder(configuration).run()
+  }
+}
