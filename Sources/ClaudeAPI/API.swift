@@ -1,12 +1,13 @@
+import HTTPTypes
+public import Hummingbird
+import NIOCore
+public import Sessions
+
 #if canImport(FoundationEssentials)
   import FoundationEssentials
 #else
   import Foundation
 #endif
-import HTTPTypes
-public import Hummingbird
-import NIOCore
-public import Sessions
 
 /// The HTTP API: routes, their bodies and answers.
 public struct API: Sendable {

@@ -29,7 +29,8 @@ struct BodyFields {
     do throws(JSONParsingError) {
       value = try JSONValue(parsing: body.readableBytesView)
     } catch {
-      throw Problem(.badRequest, "invalid_json", "The body is no valid JSON: \(error.reason.rawValue) at byte \(error.offset).")
+      throw Problem(
+        .badRequest, "invalid_json", "The body is no valid JSON: \(error.reason.rawValue) at byte \(error.offset).")
     }
     guard case .object(let members) = value else {
       throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")

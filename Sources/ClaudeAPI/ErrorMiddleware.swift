@@ -33,7 +33,8 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
       }
       let allowed = methods.map(\.rawValue).joined(separator: ", ")
       return Problem(
-        .methodNotAllowed, "method_not_allowed", "This path has no method \(request.method.rawValue); it has \(allowed).",
+        .methodNotAllowed, "method_not_allowed",
+        "This path has no method \(request.method.rawValue); it has \(allowed).",
         allow: allowed)
     case let error as HTTPError:
       return Problem(error.status, "http_\(error.status.code)", error.body ?? error.status.reasonPhrase)

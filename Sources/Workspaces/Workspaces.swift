@@ -1,11 +1,12 @@
 import CLinux
+import Glibc
+public import NIOPosix
+
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
 #else
   public import Foundation
 #endif
-import Glibc
-public import NIOPosix
 
 /// A file operation on the directories of sessions that failed.
 public struct WorkspaceError: Error, Sendable, Equatable, CustomStringConvertible {

@@ -92,7 +92,8 @@ struct ServerConfiguration: Sendable {
     socketPath = try settings.path(Row.socketPath) ?? state + "/run/responder.sock"
     claudePath = try settings.path(Row.claudePath)
     demoModelURL = try settings.text(Row.demoModelURL)
-    allowedTools = try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
+    allowedTools =
+      try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
     maximumProcesses = try settings.integer(Row.maximumProcesses)
     maximumStarting = try settings.integer(Row.maximumStarting) ?? 2
     idleTimeout = try settings.duration(Row.idleTimeout) ?? .seconds(15 * 60)

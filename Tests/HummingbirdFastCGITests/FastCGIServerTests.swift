@@ -243,10 +243,11 @@ import Testing
 
   // MARK: Peers that misbehave
 
-  @Test(arguments: [
-    [], [1], Array(Wire.begin().prefix(5)), Wire.begin(), Wire.begin() + Wire.record(4, [1, 2, 3]).prefix(9),
-    Array(Wire.request("POST", "/echo", body: [1, 2, 3]).dropLast()),
-  ] as [[UInt8]])
+  @Test(
+    arguments: [
+      [], [1], Array(Wire.begin().prefix(5)), Wire.begin(), Wire.begin() + Wire.record(4, [1, 2, 3]).prefix(9),
+      Array(Wire.request("POST", "/echo", body: [1, 2, 3]).dropLast()),
+    ] as [[UInt8]])
   func aPeerThatStopsHalfwayAndLeavesIsForgotten(_ bytes: [UInt8]) async throws {
     try await TestServer.run { server in
       let client = try server.client()
@@ -271,10 +272,12 @@ import Testing
     }
   }
 
-  @Test(arguments: [
-    Array("GET / HTTP/1.1\r\nHost: x\r\n\r\n".utf8), Wire.record(1, [0, 1, 1, 0, 0, 0, 0, 0], version: 9),
-    Wire.begin() + Wire.record(5, [1]), Wire.begin() + Wire.record(4, [0xff, 0xff, 0xff, 0xff, 0xff]) + Wire.record(4),
-  ] as [[UInt8]])
+  @Test(
+    arguments: [
+      Array("GET / HTTP/1.1\r\nHost: x\r\n\r\n".utf8), Wire.record(1, [0, 1, 1, 0, 0, 0, 0, 0], version: 9),
+      Wire.begin() + Wire.record(5, [1]),
+      Wire.begin() + Wire.record(4, [0xff, 0xff, 0xff, 0xff, 0xff]) + Wire.record(4),
+    ] as [[UInt8]])
   func aPeerThatBreaksTheProtocolIsDisconnected(_ bytes: [UInt8]) async throws {
     try await TestServer.run { server in
       let client = try server.client()

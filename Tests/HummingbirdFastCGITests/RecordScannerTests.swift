@@ -22,7 +22,10 @@ import Testing
   }
 
   @Test func acceptsParamsCutAtEveryPlace() {
-    let params = [("A", ""), ("", ""), ("NAME", String(repeating: "v", count: 200)), ("LONG", String(repeating: "x", count: 20_000))]
+    let params = [
+      ("A", ""), ("", ""), ("NAME", String(repeating: "v", count: 200)),
+      ("LONG", String(repeating: "x", count: 20_000)),
+    ]
     for size in [1, 2, 3, 5, 127, 4096] {
       let bytes = Wire.begin() + Wire.stream(4, Wire.pairs(params), size: size) + Wire.record(5)
       var scanner = scanner()
@@ -30,12 +33,13 @@ import Testing
     }
   }
 
-  @Test(arguments: [
-    // A name that is longer than the stream.
-    [5, 1, 0x41], [0x80], [0xff, 0xff, 0xff, 0xff, 0, 0x41], [1, 0xff, 0xff, 0xff, 0xff, 0x41],
-    // Lengths whose sum would overflow 31 bits.
-    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-  ] as [[UInt8]])
+  @Test(
+    arguments: [
+      // A name that is longer than the stream.
+      [5, 1, 0x41], [0x80], [0xff, 0xff, 0xff, 0xff, 0, 0x41], [1, 0xff, 0xff, 0xff, 0xff, 0x41],
+      // Lengths whose sum would overflow 31 bits.
+      [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+    ] as [[UInt8]])
   func refusesParamsThatDoNotFillTheirStream(_ content: [UInt8]) {
     var scanner = scanner()
     let bytes = Wire.begin() + Wire.record(4, content) + Wire.record(4) + Wire.record(5)

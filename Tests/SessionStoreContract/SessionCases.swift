@@ -52,8 +52,7 @@ let sessionCases: [ContractCase] = [
   #expect(try await store.log(session) == events)
 }
 
-@Sendable private func idsAreUsedOnceAndARefusedCreationLeavesNothing(_ store: any SessionStore) async throws
-{
+@Sendable private func idsAreUsedOnceAndARefusedCreationLeavesNothing(_ store: any SessionStore) async throws {
   let session = try await store.addSession()
   let turn = try await store.addTurn(session)
   await expect(.alreadyExists("Session \(session.id.lowercaseString)")) {

@@ -123,8 +123,7 @@ let turnCases: [ContractCase] = [
   #expect(try await store.log(session).isEmpty)
 }
 
-@Sendable private func theQueueHasALimitThatDoesntCountTheTurnInFront(_ store: any SessionStore) async throws
-{
+@Sendable private func theQueueHasALimitThatDoesntCountTheTurnInFront(_ store: any SessionStore) async throws {
   let session = try await store.addSession()
   func enqueue(limit: Int) async throws -> TurnAdmission {
     try await store.enqueueTurn(

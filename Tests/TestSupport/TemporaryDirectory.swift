@@ -41,8 +41,7 @@ public struct SystemError: Error, CustomStringConvertible {
 }
 
 /// Runs blocking code on a thread of its own, so that no thread of the cooperative pool waits.
-public func onThread<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) async throws -> Result
-{
+public func onThread<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) async throws -> Result {
   try await withCheckedThrowingContinuation { continuation in
     Thread.detachNewThread {
       continuation.resume(with: Swift.Result { try body() })

@@ -1,9 +1,10 @@
+import JSONSupport
+
 #if canImport(FoundationEssentials)
   import FoundationEssentials
 #else
   import Foundation
 #endif
-import JSONSupport
 
 /// The events that the life of a turn leaves in its session's log.
 enum EventLog {

@@ -1,9 +1,10 @@
+import Synchronization
+
 #if canImport(FoundationEssentials)
   import FoundationEssentials
 #else
   import Foundation
 #endif
-import Synchronization
 
 /// Sessions as they are in the store, for reading without waiting. Bounded: of more sessions than fit, some are
 /// read from the store.

@@ -1,11 +1,12 @@
+import JSONSupport
+public import Logging
+public import Workspaces
+
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
 #else
   public import Foundation
 #endif
-import JSONSupport
-public import Logging
-public import Workspaces
 
 /// The bounds of a ``SessionService``.
 public struct SessionServiceConfiguration: Sendable {

@@ -1,9 +1,10 @@
+public import JSONSupport
+
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
 #else
   public import Foundation
 #endif
-public import JSONSupport
 
 /// What runs turns: the CLI, or a double of it in tests.
 public protocol TurnRunner: Sendable {
