@@ -24,16 +24,23 @@ func withStore<Value>(
 ) async throws -> Value {
   try await withTemporaryDirectory { directory in
     let path = directory + "/state/store.sqlite"
-    let store = try await SQLiteSessionStore.open(
-      SQLiteStoreConfiguration(path: path, maximumBytes: maximumBytes))
-    do {
-      let value = try await body(store, path)
-      await store.close()
-      return value
-    } catch {
-      await store.close()
-      throw error
-    }
+    return try await withReopened(path, maximumBytes: maximumBytes) { try await body($0, path) }
+  }
+}
+
+/// Gives the store at `path`, which is closed afterwards.
+func withReopened<Value>(
+  _ path: String, maximumBytes: Int64? = nil, _ body: (SQLiteSessionStore) async throws -> Value
+) async throws -> Value {
+  let store = try await SQLiteSessionStore.open(
+    SQLiteStoreConfiguration(path: path, maximumBytes: maximumBytes))
+  do {
+    let value = try await body(store)
+    await store.close()
+    return value
+  } catch {
+    await store.close()
+    throw error
   }
 }
 
