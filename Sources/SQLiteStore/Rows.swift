@@ -78,9 +78,12 @@ struct ApprovalRow {
     approvals.expires_at, approvals.state, approvals.resolved_at, approvals.message, \
     approvals.updated_input, approvals.remember, sessions.deleted_at IS NOT NULL
     """
-  static let source = """
-    approvals JOIN turns ON turns.position = approvals.turn \
-    JOIN sessions ON sessions.position = approvals.session
+  static let source = "approvals \(joins)"
+  /// The pending approvals of all sessions. SQLite would read the whole table for them, which is in the order
+  /// that is asked for.
+  static let pendingSource = "approvals INDEXED BY approvals_pending \(joins)"
+  private static let joins = """
+    JOIN turns ON turns.position = approvals.turn JOIN sessions ON sessions.position = approvals.session
     """
 
   let position: Int64
@@ -241,7 +244,7 @@ extension Database {
       } else {
         try all(
           """
-          SELECT \(ApprovalRow.columns) FROM \(ApprovalRow.source)
+          SELECT \(ApprovalRow.columns) FROM \(ApprovalRow.pendingSource)
           WHERE approvals.state = 'pending' ORDER BY approvals.position
           """, [], ApprovalRow.init)
       }

@@ -124,18 +124,21 @@ extension SQLiteSessionStore {
 
   public func finishDeletion(of id: UUID) async throws(SessionStoreError) {
     // A part of a log takes some milliseconds.
-    let part = 2000
+    let part: Int64 = 2000
     var isMore = true
     while isMore {
       isMore = try await writer.perform { database in
-        try database.run(
+        let first = try database.first(
           """
-          DELETE FROM events WHERE (session, sequence) IN (
-            SELECT events.session, events.sequence
-            FROM sessions JOIN events ON events.session = sessions.position
-            WHERE sessions.id = ? ORDER BY events.sequence LIMIT ?)
-          """, [id, part])
-        return database.changesCount == part
+          SELECT sessions.position, events.sequence
+          FROM sessions JOIN events ON events.session = sessions.position
+          WHERE sessions.id = ? ORDER BY events.sequence LIMIT 1
+          """, [id]
+        ) { (session: try $0.integer(0), sequence: try $0.integer(1)) }
+        guard let first else { return false }
+        try database.run(
+          "DELETE FROM events WHERE session = ? AND sequence < ?", [first.session, first.sequence + part])
+        return true
       }
     }
     try await writer.perform(.power) { try $0.run("DELETE FROM sessions WHERE id = ?", [id]) }

@@ -34,9 +34,8 @@ extension SQLiteSessionStore {
   public func startTurn(
     _ id: UUID, at now: Timestamp, events: [NewEvent]
   ) async throws(SessionStoreError) -> TurnChange {
-    // The message is safe already. Without power the turn is found queued again, which is true as well: a CLI
-    // that had got the message is gone with its answer.
-    try await writer.perform { database in
+    // Were the start lost with the power, the turn would be found queued, and its prompt would run twice.
+    try await writer.perform(.power) { database in
       var row = try database.turnRow(id)
       guard row.turn.state == .queued else { throw SessionStoreError.conflict(.turnState(row.turn.state)) }
       let running = try database.first(

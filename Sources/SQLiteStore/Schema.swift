@@ -14,7 +14,8 @@ enum Schema {
   ///
   /// `events` is a table without rowid: the events of a session lie side by side on disk in the order in which
   /// they are read, and there is no second index to write to. `position` of sessions is never used twice
-  /// (AUTOINCREMENT), because cursors hold it.
+  /// (AUTOINCREMENT), because cursors hold it. Columns that may be long are the last of a table, so that the
+  /// others are read without them.
   private static let sessions = """
     CREATE TABLE sessions (
       position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,18 +39,12 @@ enum Schema {
       id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
       session INTEGER NOT NULL REFERENCES sessions (position) ON DELETE CASCADE,
       number INTEGER NOT NULL,
-      prompt TEXT NOT NULL,
-      options TEXT NOT NULL,
       owner TEXT,
       state TEXT NOT NULL
         CHECK (state IN ('queued', 'running', 'completed', 'failed', 'interrupted', 'cancelled')),
       created_at INTEGER NOT NULL,
       started_at INTEGER,
       finished_at INTEGER,
-      result TEXT,
-      structured_output TEXT,
-      failure_code TEXT,
-      failure_detail TEXT,
       failure_status INTEGER,
       failure_retry_after INTEGER,
       input_tokens INTEGER,
@@ -59,6 +54,12 @@ enum Schema {
       cost_usd REAL,
       duration_ms INTEGER,
       model_turns INTEGER,
+      options TEXT NOT NULL,
+      failure_code TEXT,
+      failure_detail TEXT,
+      prompt TEXT NOT NULL,
+      result TEXT,
+      structured_output TEXT,
       UNIQUE (session, number),
       CHECK ((failure_code IS NULL) = (failure_detail IS NULL)),
       CHECK ((input_tokens IS NULL) = (output_tokens IS NULL)
@@ -66,7 +67,7 @@ enum Schema {
         AND (input_tokens IS NULL) = (cache_creation_tokens IS NULL))
     ) STRICT;
     CREATE UNIQUE INDEX turns_running ON turns (session) WHERE state = 'running';
-    CREATE INDEX turns_unfinished ON turns (session) WHERE state IN ('queued', 'running');
+    CREATE INDEX turns_by_state ON turns (state, session);
 
     CREATE TABLE events (
       session INTEGER NOT NULL REFERENCES sessions (position) ON DELETE CASCADE,
@@ -85,15 +86,15 @@ enum Schema {
       turn INTEGER NOT NULL REFERENCES turns (position) ON DELETE CASCADE,
       tool_name TEXT NOT NULL,
       tool_use_id TEXT NOT NULL,
-      input TEXT NOT NULL,
       cli_request_id TEXT NOT NULL,
       created_at INTEGER NOT NULL,
       expires_at INTEGER NOT NULL,
       state TEXT NOT NULL CHECK (state IN ('pending', 'allowed', 'denied', 'expired', 'void')),
       resolved_at INTEGER,
+      remember INTEGER NOT NULL CHECK (remember IN (0, 1)),
       message TEXT,
-      updated_input TEXT,
-      remember INTEGER NOT NULL CHECK (remember IN (0, 1))
+      input TEXT NOT NULL,
+      updated_input TEXT
     ) STRICT;
     CREATE INDEX approvals_by_session ON approvals (session);
     CREATE INDEX approvals_by_turn ON approvals (turn);

@@ -24,12 +24,12 @@ import Testing
         let writer = try Writer(
           path: path, seed: random.next(), tasks: Int.random(in: 1...8, using: &random), rounds: .max)
         var count = 0
-        while let line = writer.nextLine() {
+        while let line = await writer.nextLine() {
           try note(line, in: &acknowledged)
           count += 1
           if count == lines { writer.kill() }
         }
-        #expect(writer.exitStatus() == -9, "round \(round)")
+        #expect(await writer.exitStatus() == -9, "round \(round)")
         #expect(count >= lines)
         try await check(path, acknowledged, seed: seed)
       }
@@ -46,13 +46,13 @@ import Testing
       var acknowledged: [UUID: Acknowledged] = [:]
       // A line of theirs, an event of ours.
       var appended: Int64 = 0
-      while let line = writer.nextLine() {
+      while let line = await writer.nextLine() {
         try note(line, in: &acknowledged)
         let events = try await store.appendEvents([NewEvent(type: "t", processedAt: .now())], to: session.id)
         appended += 1
         #expect(events.map(\.sequence) == [appended])
       }
-      #expect(writer.exitStatus() == 0)
+      #expect(await writer.exitStatus() == 0)
       #expect(acknowledged.count == 4)
       #expect(try await store.sessions().count == 5)
       await store.close()

@@ -156,9 +156,7 @@ import Testing
       try file.write(contentsOf: Data(repeating: 0xFF, count: Int(size) - 4096))
       try file.close()
       let error = await #expect(throws: SessionStoreError.self) {
-        let store = try await reopen(path)
-        defer { Task { await store.close() } }
-        _ = try await store.session(session)
+        try await withReopened(path) { _ = try await $0.session(session) }
       }
       #expect(error == .corrupt(path: path))
     }
@@ -172,9 +170,9 @@ import Testing
       try file.truncate(atOffset: 3 * 4096)
       try file.close()
       let error = await #expect(throws: SessionStoreError.self) {
-        let store = try await reopen(path)
-        defer { Task { await store.close() } }
-        _ = try await store.events(of: session, after: 0, limit: .max, types: nil)
+        try await withReopened(path) { store in
+          _ = try await store.events(of: session, after: 0, limit: .max, types: nil)
+        }
       }
       #expect(error == .corrupt(path: path))
     }

@@ -24,16 +24,23 @@ func withStore<Value>(
 ) async throws -> Value {
   try await withTemporaryDirectory { directory in
     let path = directory + "/state/store.sqlite"
-    let store = try await SQLiteSessionStore.open(
-      SQLiteStoreConfiguration(path: path, maximumBytes: maximumBytes))
-    do {
-      let value = try await body(store, path)
-      await store.close()
-      return value
-    } catch {
-      await store.close()
-      throw error
-    }
+    return try await withReopened(path, maximumBytes: maximumBytes) { try await body($0, path) }
+  }
+}
+
+/// Gives the store at `path`, which is closed afterwards.
+func withReopened<Value>(
+  _ path: String, maximumBytes: Int64? = nil, _ body: (SQLiteSessionStore) async throws -> Value
+) async throws -> Value {
+  let store = try await SQLiteSessionStore.open(
+    SQLiteStoreConfiguration(path: path, maximumBytes: maximumBytes))
+  do {
+    let value = try await body(store)
+    await store.close()
+    return value
+  } catch {
+    await store.close()
+    throw error
   }
 }
 
@@ -49,15 +56,35 @@ func makeSession() -> Session {
 final class Writer {
   private let process = Process()
   private let output = Pipe()
+  private let chunks: AsyncStream<Data>
+  private let exits: AsyncStream<Int32>
   private var rest: [UInt8] = []
 
   init(path: String, seed: UInt64, tasks: Int, rounds: Int) throws {
+    let (chunks, chunkSink) = AsyncStream.makeStream(of: Data.self)
+    let (exits, exitSink) = AsyncStream.makeStream(of: Int32.self)
+    self.chunks = chunks
+    self.exits = exits
     // Test programs lie beside the program that the tests run in.
     let directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
       .deletingLastPathComponent()
     process.executableURL = directory.appendingPathComponent("store-writer")
     process.arguments = [path, "\(seed)", "\(tasks)", "\(rounds)"]
     process.standardOutput = output
+    process.terminationHandler = { process in
+      exitSink.yield(
+        process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus)
+      exitSink.finish()
+    }
+    output.fileHandleForReading.readabilityHandler = { handle in
+      let data = handle.availableData
+      if data.isEmpty {
+        handle.readabilityHandler = nil
+        chunkSink.finish()
+      } else {
+        chunkSink.yield(data)
+      }
+    }
     try process.run()
   }
 
@@ -66,15 +93,15 @@ final class Writer {
   }
 
   /// Waits for the next line; nil at the end of the output.
-  func nextLine() -> String? {
+  func nextLine() async -> String? {
     while true {
       if let end = rest.firstIndex(of: UInt8(ascii: "\n")) {
         let line = String(decoding: rest[..<end], as: UTF8.self)
         rest.removeSubrange(...end)
         return line
       }
-      let data = output.fileHandleForReading.availableData
-      if data.isEmpty { return nil }
+      var iterator = chunks.makeAsyncIterator()
+      guard let data = await iterator.next() else { return nil }
       rest += data
     }
   }
@@ -83,9 +110,9 @@ final class Writer {
     Glibc.kill(process.processIdentifier, SIGKILL)
   }
 
-  func exitStatus() -> Int32 {
-    process.waitUntilExit()
-    return process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus
+  /// Waits for the end and gives the exit status, or the signal as a negative number.
+  func exitStatus() async -> Int32? {
+    await exits.first { _ in true }
   }
 }
 

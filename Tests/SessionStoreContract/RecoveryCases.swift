@@ -158,7 +158,7 @@ let raceCases: [ContractCase] = [
       queueLimit: 4)
   }
   let turns = results.compactMap { if case .created(let turn, _) = $0 { turn } else { nil } }
-  #expect(turns.map(\.number).sorted() == [1, 2, 3, 4, 5])
+  try #require(turns.map(\.number).sorted() == [1, 2, 3, 4, 5])
   let started = try await race(5) { index in
     do {
       return try await store.startTurn(turns[index].id, at: time(2)).turn.state

@@ -7,9 +7,9 @@
 /// Where sessions, turns, events and approvals are kept.
 ///
 /// Every call is one transaction: it happens as a whole or not at all, and when it returns, it is visible to
-/// every later call. When a call that accepts or ends something has returned (sessions, turns, approvals,
-/// deletions), it survives the loss of power; `appendEvents` survives the end of the process at any moment, and
-/// the loss of power as soon as any later call of the former kind has returned.
+/// every later call. When a call that accepts, starts or ends something has returned (sessions, turns,
+/// approvals, deletions), it survives the loss of power; `appendEvents` survives the end of the process at any
+/// moment, and the loss of power as soon as any later call of the former kind has returned.
 ///
 /// A call is not cancelled with the task that makes it. Calls may be made from any task, any number at once.
 /// A session whose deletion has begun is not found by any call, with three exceptions that let a turn that is
