@@ -53,24 +53,22 @@ package final class Terminal: Sendable {
         guard let read = try Self.read(timeout: decoder.isUndecided ? 50 : 500) else { return .end }
         bytes = read
       }
-      var keys: [(key: Key, end: Int)] = []
-      if bytes.isEmpty, let key = decoder.timeOut() { keys.append((key, 0)) }
-      for (position, byte) in bytes.enumerated() {
+      var keys: [Key] = []
+      if bytes.isEmpty, let key = decoder.timeOut() { keys.append(key) }
+      var used = 0
+      for byte in bytes {
+        used += 1
         guard let key = decoder.decode(byte) else { continue }
-        keys.append((key, position + 1))
-        // What follows belongs to the next line, if this ends one.
-        if [.enter, .interrupt, .suspend, .clearScreen, .deleteOrEnd].contains(key) { break }
+        keys.append(key)
+        // What follows may belong to the next line.
+        if [.enter, .interrupt, .suspend, .deleteOrEnd].contains(key) { break }
       }
-      let used =
-        keys.last.map {
-          [.enter, .interrupt, .suspend, .clearScreen, .deleteOrEnd].contains($0.key) ? $0.end : bytes.count
-        } ?? bytes.count
       state.withLock {
         $0.pending = Array(bytes[used...])
         $0.decoder = decoder
       }
 
-      for (key, _) in keys {
+      for key in keys {
         switch editor.handle(key) {
         case .editing: break
         case .line(let line):

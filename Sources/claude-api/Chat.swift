@@ -35,14 +35,49 @@ struct Chat: AsyncParsableCommand {
       source.resume()
       return source
     }
-    defer { for source in endings { source.cancel() } }
+    let interruption = Interruption { terminal?.restore() }
+    defer {
+      for source in endings { source.cancel() }
+      interruption.stop()
+    }
     let hasFailed = try await server.withClient { client in
-      var loop = ChatLoop(client: client, terminal: terminal, printsJSON: server.json)
+      var loop = ChatLoop(
+        client: client, terminal: terminal, interruption: interruption, printsJSON: server.json)
       return try await loop.run(session: session)
     }
     // A script has to see that; a person has seen it.
     if hasFailed, terminal == nil { throw ExitCode(1) }
   }
+}
+
+/// What SIGINT does: it ends what is going on, or the program if that is nothing.
+///
+/// There is one for the whole program, since a second signal source for the same signal gets nothing after
+/// the disposition was changed in between.
+final class Interruption: Sendable {
+  private let action = Mutex<(@Sendable () -> Void)?>(nil)
+  // Only created, resumed and cancelled, each of which dispatch allows on any thread.
+  private nonisolated(unsafe) let source: any DispatchSourceSignal
+
+  init(beforeExit: @escaping @Sendable () -> Void) {
+    signal(SIGINT, SIG_IGN)
+    source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
+    source.setEventHandler { [weak self] in
+      if let action = self?.action.withLock({ $0 }) {
+        action()
+      } else {
+        beforeExit()
+        Foundation.exit(128 + SIGINT)
+      }
+    }
+    source.resume()
+  }
+
+  func set(_ action: (@Sendable () -> Void)?) {
+    self.action.withLock { $0 = action }
+  }
+
+  func stop() { source.cancel() }
 }
 
 struct ChatLoop {
@@ -56,14 +91,16 @@ struct ChatLoop {
 
   let client: Client
   let terminal: Terminal?
+  let interruption: Interruption
   let printsJSON: Bool
   private var session: Session?
   private var history: History?
   private var hasFailed = false
 
-  init(client: Client, terminal: Terminal?, printsJSON: Bool) {
+  init(client: Client, terminal: Terminal?, interruption: Interruption, printsJSON: Bool) {
     self.client = client
     self.terminal = terminal
+    self.interruption = interruption
     self.printsJSON = printsJSON
   }
 
@@ -177,10 +214,7 @@ struct ChatLoop {
   {
     guard terminal != nil else { return try await body() }
     let call = Task { try await body() }
-    signal(SIGINT, SIG_IGN)
-    let source = DispatchSource.makeSignalSource(signal: SIGINT, queue: .global())
-    source.setEventHandler { call.cancel() }
-    source.resume()
+    interruption.set { call.cancel() }
     let spinner = Task {
       let start = ContinuousClock.now
       let frames = Array("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
@@ -194,8 +228,7 @@ struct ChatLoop {
     spinner.cancel()
     _ = await spinner.result
     write("\r\u{1b}[K")
-    source.cancel()
-    signal(SIGINT, SIG_DFL)
+    interruption.set(nil)
     return try result.get()
   }
 }

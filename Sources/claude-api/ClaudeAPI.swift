@@ -142,7 +142,10 @@ struct Test: AsyncParsableCommand {
     let isGood = try await server.withClient { client in
       if !isJSON { printText("Testing \(client.baseURL)") }
       let check = ServerCheck(client: client) { step in
-        if isJSON, let data = try? JSONEncoder().encode(step) {
+        if isJSON {
+          let encoder = JSONEncoder()
+          encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+          guard let data = try? encoder.encode(step) else { return }
           printText(String(decoding: data, as: UTF8.self))
         } else {
           let time = String(format: "%.3f s", step.seconds)
