@@ -11,7 +11,7 @@ import Testing
     var state: String { directory + "/state" }
     var log: String { directory + "/log" }
 
-    init(directory: String, server: String = "exec sleep infinity") throws {
+    init(directory: String, server: String = "exec sleep infinity") async throws {
       self.directory = directory
       port = try freePort()
       for name in ["bin", "out", "state/run"] {
@@ -28,13 +28,15 @@ import Testing
         """)
       try program("out/claude-api-server", "printf '%s\\n' \"$@\" >'\(directory)/arguments'\n" + server)
       try program("out/demo-model", "echo 4711 >\"$4\"\nexec sleep infinity")
+      // A file that this process had open for writing can't be run while a child that another test is just
+      // starting still has it open too. The copies were never open here.
+      let copied = try await TestSupport.run(
+        ["bash", "-c", "for f in \(directory)/*/*.text; do install -m 0755 $f ${f%.text}; done"], output: log)
+      try #require(copied == .status(0))
     }
 
     private func program(_ name: String, _ text: String) throws {
-      let created = FileManager.default.createFile(
-        atPath: "\(directory)/\(name)", contents: Data("#!/bin/bash\n\(text)\n".utf8),
-        attributes: [.posixPermissions: 0o755])
-      try #require(created)
+      try Data("#!/bin/bash\n\(text)\n".utf8).write(to: URL(fileURLWithPath: "\(directory)/\(name).text"))
     }
 
     func run(_ arguments: [String] = [], log: String? = nil) throws -> ChildProcess {
@@ -76,7 +78,7 @@ import Testing
 
   @Test func runsUntilItIsToldToStop() async throws {
     try await withTemporaryDirectory { directory in
-      let stage = try Stage(directory: directory)
+      let stage = try await Stage(directory: directory)
       let responder = try healthy(path: stage.state + "/run/responder.sock")
       defer { responder.stop() }
       let script = try stage.run(["--workspace-root", directory + "/work"])
@@ -114,7 +116,7 @@ import Testing
 
   @Test func childrenOfAKilledScriptEnd() async throws {
     try await withTemporaryDirectory { directory in
-      let stage = try Stage(
+      let stage = try await Stage(
         directory: directory, server: "trap 'touch \(directory)/ended; exit' TERM\nsleep infinity & wait")
       let responder = try healthy(path: stage.state + "/run/responder.sock")
       defer { responder.stop() }
@@ -136,7 +138,7 @@ import Testing
 
   @Test func saysWhyTheResponderDidNotStart() async throws {
     try await withTemporaryDirectory { directory in
-      let stage = try Stage(directory: directory, server: "echo 'the reason'\nexit 7")
+      let stage = try await Stage(directory: directory, server: "echo 'the reason'\nexit 7")
       let script = try stage.run()
       #expect(await script.waitForExit() == .status(7))
       #expect(text(of: stage.log).contains("the responder ended with status 7"))
@@ -151,7 +153,7 @@ import Testing
   ])
   func refuses(arguments: [String], expected: String) async throws {
     try await withTemporaryDirectory { directory in
-      let stage = try Stage(directory: directory)
+      let stage = try await Stage(directory: directory)
       #expect(await (try stage.run(arguments)).waitForExit() == .status(1))
       #expect(text(of: stage.log).contains(expected))
     }
