@@ -49,6 +49,15 @@ let package = Package(
       name: "JSONSupportTests", dependencies: ["JSONSupport"], path: "Tests/JSONSupportTests",
       swiftSettings: swiftSettings),
     .target(
+      name: "ClaudeRunner",
+      dependencies: [
+        "CLinux", "JSONSupport",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOPosix", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .target(
       name: "DemoModel",
       dependencies: [
         "JSONSupport",
