@@ -322,6 +322,7 @@ public actor SessionService {
         let change = try await store.finishTurn(
           turn.id, outcome, events: EventLog.finished(turn, outcome))
         cache.touch(turn.sessionID, at: outcome.finishedAt)
+        if outcome.state == .completed { await noteConversation(turn.sessionID) }
         return .success(change.turn)
       } catch {
         let isHopeless =
@@ -340,6 +341,20 @@ public actor SessionService {
       // Only a cancelled task can't sleep, and this one is never cancelled.
       try? await Task.sleep(for: pause)
       pause = min(pause * 2, .seconds(2))
+    }
+  }
+
+  /// Remembers that the agent has a conversation to go on with, so that its loss would be noticed.
+  private func noteConversation(_ id: UUID) async {
+    do {
+      let session = try await session(id)
+      guard !session.hasConversation else { return }
+      cache.insert(try await store.updateSession(id, SessionUpdate(hasConversation: true)))
+    } catch {
+      // The next completed turn tries again; until then a lost conversation would go unnoticed.
+      logger.warning(
+        "A session's conversation could not be noted",
+        metadata: ["session": "\(id.lowercaseString)", "error": "\(error)"])
     }
   }
 
