@@ -57,6 +57,18 @@ let package = Package(
         .product(name: "NIOPosix", package: "swift-nio"),
       ],
       swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "fake-claude", dependencies: ["JSONSupport"], path: "Tests/FakeClaude",
+      swiftSettings: swiftSettings + [.defaultIsolation(MainActor.self)]),
+    .testTarget(
+      name: "ClaudeRunnerTests",
+      dependencies: [
+        "ClaudeRunner", "DemoModel", "JSONSupport", "fake-claude",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ],
+      swiftSettings: swiftSettings),
     .target(
       name: "DemoModel",
       dependencies: [
