@@ -96,8 +96,7 @@ public actor ClaudeRunner {
   }
 
   /// A process that is ready for the turn: the one the session has, or a new one.
-  private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess
-  {
+  private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess {
     if let process = session.process {
       let isGone = await process.isGone
       if !isGone, !session.isEvicting, await process.adopt(turn.options) { return process }
