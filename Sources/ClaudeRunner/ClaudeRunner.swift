@@ -80,9 +80,19 @@ public actor ClaudeRunner {
     session.isBusy = true
     session.abort = nil
     defer { finish(session, turn.session.id) }
-    let process = try await process(for: turn, session)
-    if let abort = session.abort { throw abort }
-    return try await process.run(turn.prompt, onMessage: onMessage)
+    while true {
+      let process = try await process(for: turn, session)
+      if let abort = session.abort { throw abort }
+      let isNew = await process.turnsRun == 0
+      do {
+        return try await process.run(turn.prompt, onMessage: onMessage)
+      } catch {
+        // A process that had died before it could read the prompt says nothing about the prompt.
+        guard error.code == .cliExited, !isNew, await process.wasLastTurnSilent, session.abort == nil,
+          !isShuttingDown
+        else { throw error }
+      }
+    }
   }
 
   private static let shuttingDown = ClaudeFailure(.shuttingDown, "The server is shutting down.")
@@ -219,14 +229,15 @@ public actor ClaudeRunner {
 
   /// Stops the running turn, its tools included; it fails with `interrupted` and keeps what it had produced.
   ///
-  /// Does nothing without a turn. It returns at once; the turn ends within ``ClaudeRunnerConfiguration/interruptTimeout``
-  /// and a little.
+  /// Does nothing without a turn. It returns when the CLI has been asked; the turn ends within
+  /// ``ClaudeRunnerConfiguration/interruptTimeout`` and a little.
   public func interrupt(session id: String) async {
     guard let session = sessions[id], session.isBusy else { return }
     session.abort = ClaudeFailure(.interrupted, "The turn was interrupted before it began.")
     session.wait?.cancel()
-    guard let process = session.process else { return }
-    await process.interrupt()
+    guard let process = session.process, await !process.interrupt() else { return }
+    // It has not got the prompt yet: most likely it is being started, and that may take longer than is allowed.
+    await process.end(.kill, ClaudeFailure(.interrupted, "The turn was interrupted before it began."))
   }
 
   /// Answers a permission request (a message of kind `controlRequest("can_use_tool")`, by its `request_id`).

@@ -154,7 +154,9 @@ public struct ClaudeOptions: Sendable, Hashable {
   public var asksForPermission = false
   /// The most requests to the model in one turn.
   public var maxTurns: Int?
-  /// The most that one process may cost, in US dollars.
+  /// The most that the conversation may have cost, in US dollars, before the CLI ends its turns with
+  /// `budget_exhausted`. The CLI's count goes on over a resume, but may fall behind after a crash: to bound a
+  /// single turn, give what was spent so far plus what it may cost.
   public var maxBudgetUSD: Double?
   /// JSON Schema of the structured output that each turn must give.
   public var jsonSchema: JSONValue?

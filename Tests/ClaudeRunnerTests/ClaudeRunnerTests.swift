@@ -41,6 +41,19 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test(arguments: 0..<20)
+  func doesNotNoticeAProcessThatDiedInBetween(_: Int) async throws {
+    let fixture = try Fixture()
+    let session = try fixture.session()
+    let settings = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:settings"))
+    let pid = try #require(settings.text.split(separator: " ").last.flatMap { pid_t($0) })
+    kill(pid, SIGKILL)
+    let result = try await fixture.runner.run(
+      ClaudeTurn(session: session, prompt: "two", expectsHistory: true))
+    #expect(result.text == "2: fake:settings | two" && result.startedProcess)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func fallsBackToTheLatestConversation() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -375,6 +388,17 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test func interruptsAStart() async throws {
+    let fixture = try Fixture { $0.additionalEnvironment["FAKE_CLAUDE_START"] = "silence" }
+    let session = try fixture.session()
+    let runner = fixture.runner
+    let outcome = Task { try await runner.run(ClaudeTurn(session: session, prompt: "x")) }
+    while await runner.statistics.live < 1 { await Task.yield() }
+    await runner.interrupt(session: session.id)
+    #expect(await failing { try await outcome.value }?.code == .interrupted)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func stopsTheSession() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -439,6 +463,8 @@ import Testing
     #expect(processExists(pid))
     await fixture.runner.stop(session: session.id)
     #expect(!processExists(pid))
+    // It was adopted, so it must be reaped, too.
+    while ProcFS.status(of: pid) != nil { await Task.yield() }
     #expect(try await fixture.end() == [])
   }
 
