@@ -78,8 +78,6 @@ struct ClaudeCommand {
       "DISABLE_TELEMETRY": "1",
       "API_TIMEOUT_MS": String(Self.milliseconds(configuration.modelTimeout)),
       "CLAUDE_CODE_MAX_RETRIES": String(configuration.modelRetries),
-      // Otherwise a process with background work goes on for 10 minutes after its input was closed.
-      "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "1",
       StrayProcesses.sessionVariable: session.id,
       StrayProcesses.instanceVariable: configuration.instance,
     ]

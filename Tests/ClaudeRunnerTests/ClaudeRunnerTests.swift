@@ -196,7 +196,7 @@ import Testing
     let fixture = try Fixture {
       $0.lineLimit = 100_000
       // Long enough for a process to start on a busy machine, short enough to wait for.
-      $0.stallTimeout = fault.code == .stalled ? .milliseconds(300) : .seconds(60)
+      $0.stallTimeout = fault.code == .stalled ? .seconds(2) : .seconds(60)
       $0.resultTimeout = .milliseconds(200)
       $0.terminateTimeout = .milliseconds(200)
     }
@@ -213,7 +213,7 @@ import Testing
 
   @Test func boundsTheTurn() async throws {
     let fixture = try Fixture {
-      $0.turnTimeout = .milliseconds(300)
+      $0.turnTimeout = .seconds(2)
       $0.stallTimeout = .seconds(60)
     }
     let session = try fixture.session()
@@ -235,7 +235,7 @@ import Testing
   func failsTheStart(_ fault: Case) async throws {
     let fixture = try Fixture {
       $0.additionalEnvironment["FAKE_CLAUDE_START"] = fault.prompt
-      $0.startTimeout = .milliseconds(500)
+      $0.startTimeout = fault.code == .cliExited ? .seconds(30) : .seconds(2)
       $0.terminateTimeout = .milliseconds(200)
     }
     let session = try fixture.session()
@@ -422,7 +422,7 @@ import Testing
 
   @Test func answersPermissionRequests() async throws {
     // Nobody is silent as long as a person has to decide.
-    let fixture = try Fixture { $0.stallTimeout = .milliseconds(200) }
+    let fixture = try Fixture { $0.stallTimeout = .seconds(1) }
     let session = try fixture.session()
     var options = ClaudeOptions()
     options.asksForPermission = true
@@ -435,7 +435,7 @@ import Testing
       ) { arrival.handle($0) }
       let request = await arrival.first { $0.kind == .controlRequest("can_use_tool") }
       #expect(request?.json["request"]?["tool_name"] == "Bash")
-      try await Task.sleep(for: .milliseconds(400))
+      try await Task.sleep(for: .milliseconds(1500))
       let id = request?.json["request_id"]?.stringValue ?? ""
       #expect(await !fixture.runner.answerPermission(session: session.id, requestID: "x", decision: decision))
       #expect(await fixture.runner.answerPermission(session: session.id, requestID: id, decision: decision))
