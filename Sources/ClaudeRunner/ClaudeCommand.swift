@@ -107,7 +107,12 @@ struct ClaudeCommand {
         throw ClaudeFailure(.startFailed, "The sandbox can't be set up: \(error)")
       }
     }
-    return configuration.commandPrefix + command
+    command = configuration.commandPrefix + command
+    // The system would cut the value off there, and run something else than was asked for.
+    guard !command.contains(where: { $0.utf8.contains(0) }) else {
+      throw ClaudeFailure(.startFailed, "An option holds a NUL byte.")
+    }
+    return command
   }
 
   /// Creates the directories and files that the command line names. Blocks.

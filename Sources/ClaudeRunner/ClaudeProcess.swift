@@ -225,6 +225,8 @@ actor ClaudeProcess {
     switch (error.stage, error.number) {
     case (.executable, ENOENT):
       ClaudeFailure(.cliMissing, "\(executable) can't be run: it, or what it needs to run, doesn't exist.")
+    case (.executable, E2BIG):
+      ClaudeFailure(.startFailed, "The session's options are too long for a command line.")
     case (.executable, _):
       ClaudeFailure(.cliNotExecutable, "\(executable) can't be run: \(error.text).")
     case (.workingDirectory, _):

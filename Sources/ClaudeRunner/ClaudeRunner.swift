@@ -74,6 +74,9 @@ public actor ClaudeRunner {
     _ turn: ClaudeTurn, onMessage: @escaping @Sendable (ClaudeMessage) async -> Void = { _ in }
   ) async throws(ClaudeFailure) -> ClaudeTurnResult {
     guard !isShuttingDown else { throw Self.shuttingDown }
+    guard turn.session.hasValidID else {
+      throw ClaudeFailure(.startFailed, "The id of a session must be a UUID in lower case.")
+    }
     let session = sessions[turn.session.id] ?? Session()
     sessions[turn.session.id] = session
     guard !session.isBusy else { throw ClaudeFailure(.busy, "The session has a turn in flight.") }
@@ -136,7 +139,10 @@ public actor ClaudeRunner {
       if let abort = session.abort { throw abort }
       let process = ClaudeProcess(
         command: command, eventLoopGroup: eventLoopGroup,
-        unsolicited: { [unsolicited] message in await unsolicited(turn.session.id, message) },
+        unsolicited: { [weak self, unsolicited] message in
+          await self?.noteUse(of: turn.session.id)
+          await unsolicited(turn.session.id, message)
+        },
         onGone: { [weak self] process in await self?.processIsGone(process) })
       session.process = process
       session.isEvicting = false
@@ -309,6 +315,11 @@ public actor ClaudeRunner {
     session.process = nil
     session.isEvicting = false
     if !session.isBusy { sessions[id] = nil }
+  }
+
+  /// A process that works of its own accord is not idle.
+  private func noteUse(of id: String) {
+    sessions[id]?.lastUsed = .now
   }
 
   /// Ends the least recently used idle processes, as many as turns wait for a place.

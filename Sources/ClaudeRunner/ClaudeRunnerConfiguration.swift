@@ -135,6 +135,20 @@ public struct ClaudeSession: Sendable, Hashable {
     self.workingDirectory = workingDirectory
     self.configDirectory = configDirectory
   }
+
+  /// Whether the id is one that can be part of a path and of a command line.
+  var hasValidID: Bool {
+    let bytes = Array(id.utf8)
+    return bytes.count == 36
+      && bytes.enumerated().allSatisfy { index, byte in
+        switch index {
+        case 8, 13, 18, 23: byte == UInt8(ascii: "-")
+        default:
+          (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+            || (UInt8(ascii: "a")...UInt8(ascii: "f")).contains(byte)
+        }
+      }
+  }
 }
 
 /// What a client may choose. A change of model or permission mode is made in the running process, any other by

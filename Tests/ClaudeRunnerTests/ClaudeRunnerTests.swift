@@ -331,6 +331,28 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test func refusesWhatCannotBeACommandLine() async throws {
+    let fixture = try Fixture()
+    let session = try fixture.session()
+    for model in ["x\0--dangerously-skip-permissions", String(repeating: "x", count: 200_000)] {
+      var options = ClaudeOptions()
+      options.model = model
+      let turn = ClaudeTurn(session: session, options: options, prompt: "x")
+      #expect(await failing { try await fixture.runner.run(turn) }?.code == .startFailed)
+    }
+    for id in ["", "../../etc", session.id.uppercased() + "x", session.id + "/.."] {
+      var other = session
+      other.id = id
+      let turn = ClaudeTurn(session: other, prompt: "x")
+      #expect(await failing { try await fixture.runner.run(turn) }?.code == .startFailed)
+    }
+    #expect(
+      await fixture.runner.statistics
+        == ClaudeRunnerStatistics(
+          live: 0, starting: 0, working: 0, waiting: 0, started: 2, evicted: 0))
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func doesNotFollowLinksTheAgentLeft() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
