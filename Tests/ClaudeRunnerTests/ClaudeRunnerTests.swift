@@ -4,6 +4,13 @@ import Testing
 
 @testable import ClaudeRunner
 
+/// A command line around the CLI that shows in its environment.
+private struct EnvironmentSandbox: ClaudeSandbox {
+  func wrap(_ command: [String], for launch: ClaudeLaunch) -> [String] {
+    ["/usr/bin/env", "SANDBOXED=\(launch.workingDirectory)"] + command
+  }
+}
+
 @Suite(.timeLimit(.minutes(2))) struct ConversationTests {
   @Test func keepsTheConversation() async throws {
     let fixture = try Fixture()
@@ -86,6 +93,7 @@ import Testing
     setenv("CLAUDE_API_TEST_SECRET", "must not be inherited", 1)
     let fixture = try Fixture {
       $0.commandPrefix = ["/usr/bin/env", "PREFIXED=1"]
+      $0.sandbox = EnvironmentSandbox()
       $0.credentials.baseURL = "http://127.0.0.1:1"
     }
     let session = try fixture.session()
@@ -125,6 +133,7 @@ import Testing
     for part in [
       "\"HOME=\(session.configDirectory)\"", "\"CLAUDE_CONFIG_DIR=\(session.configDirectory)\"",
       "\"ANTHROPIC_API_KEY=dummy\"", "\"ANTHROPIC_BASE_URL=http://127.0.0.1:1\"", "\"PREFIXED=1\"",
+      "\"SANDBOXED=\(session.workingDirectory)\"",
       "\"CLAUDE_API_SESSION_ID=\(session.id)\"", "\"DISABLE_TELEMETRY=1\"",
     ] {
       #expect(environment.contains(part))
