@@ -65,6 +65,8 @@ struct RealCLITests {
       let second = try await fixture.runner.run(
         ClaudeTurn(session: session, prompt: "again [[usage in 1000 out 1000]]"))
       #expect(second.text.contains("4711") && !second.startedProcess)
+      print(
+        "warm turn: \(second.duration) here, \(second.raw?["duration_ms"] ?? nil) ms by the CLI's own count")
       #expect(second.usage == first.usage && abs(second.costUSD - first.costUSD) < 1e-9)
       await fixture.runner.stop(session: session.id)
       let third = try await fixture.runner.run(
