@@ -80,7 +80,7 @@ let package = Package(
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: swiftSettings),
     .target(
-      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging], swiftSettings: swiftSettings),
+      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),
     .target(name: "Workspaces", dependencies: ["CLinux", nioPosix], swiftSettings: swiftSettings),
 
     // Programs
