@@ -51,7 +51,7 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["JSONSupport", "Sessions", httpTypes, hummingbird, logging, nioCore],
+      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", httpTypes, hummingbird, logging, nioCore],
       swiftSettings: swiftSettings),
     .target(
       name: "ClientSupport",

@@ -1,5 +1,6 @@
 import HTTPTypes
 public import Hummingbird
+public import HummingbirdFastCGI
 import NIOCore
 public import Sessions
 
@@ -11,6 +12,9 @@ public import Sessions
 
 /// The HTTP API: routes, their bodies and answers.
 public struct API: Sendable {
+  /// One type, so that the whole path of a request is specialised for it.
+  public typealias Context = BasicFastCGIRequestContext
+
   let service: SessionService
   let configuration: APIConfiguration
   private let promptRules: PromptRules
@@ -22,7 +26,7 @@ public struct API: Sendable {
   }
 
   /// Makes the responder that answers all requests.
-  public func responder<Context: RequestContext>(_: Context.Type) -> RouterResponder<Context> {
+  public func responder(_: Context.Type = Context.self) -> RouterResponder<Context> {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     var table = RouteTable()
@@ -33,7 +37,7 @@ public struct API: Sendable {
     return router.buildResponder()
   }
 
-  private func addRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
     routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
     routes.add(

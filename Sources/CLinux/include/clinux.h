@@ -1,4 +1,5 @@
 #pragma once
 
-#include "reactor_io.h"
 #include "file_tree.h"
+#include "reactor_io.h"
+#include "spawn.h"
