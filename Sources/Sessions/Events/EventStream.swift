@@ -27,13 +27,20 @@ public struct EventStream: Sendable {
     }
   }
 
-  let session: UUID
-  let selection: Selection
-  let store: any SessionStore
-  let hub: EventHub
+  private let session: UUID
+  private let selection: Selection
+  private let store: any SessionStore
+  private let hub: EventHub
 
   /// Events that are read from the store at a time.
   private static let pageSize = 200
+
+  public init(session: UUID, selection: Selection, store: any SessionStore, hub: EventHub) {
+    self.session = session
+    self.selection = selection
+    self.store = store
+    self.hub = hub
+  }
 
   /// Begins to read. `close()` must be called at the end.
   public func makeIterator() -> Iterator { Iterator(self) }
