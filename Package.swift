@@ -56,11 +56,16 @@ let package = Package(
       dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore],
       swiftSettings: swiftSettings),
     .target(
+      name: "ClaudeRunner",
+      dependencies: ["CLinux", "JSONSupport", logging, nioCore, nioPosix],
+      swiftSettings: swiftSettings),
+    .target(
       name: "ClientSupport",
       dependencies: [
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         nioCore,
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -91,7 +96,7 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
+        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
         argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),

@@ -61,6 +61,8 @@ actor ClaudeProcess {
   private var endReason: ClaudeFailure?
   private var exit: ClaudeExit?
   private(set) var isGone = false
+  /// Whether the owner knows that it is gone, too.
+  private var isFinished = false
   private var waiters: [UInt64: (event: Event, continuation: CheckedContinuation<Bool, Never>)] = [:]
   private enum Event { case exit, outputEnd, gone }
 
@@ -74,7 +76,6 @@ actor ClaudeProcess {
   private var pendingPermissions: [String: JSONValue] = [:]
   private var lastActivity = ContinuousClock.now
   private var isDelivering = false
-  private var messageCount = 0
   private var garbageCount = 0
   private var firstGarbage = ""
   private var hasPartialLine = false
@@ -117,8 +118,9 @@ actor ClaudeProcess {
     } catch {
       if !isGone {
         isGone = true
-        signalEvent(.gone)
         await onGone(self)
+        isFinished = true
+        signalEvent(.gone)
       }
       throw .failed(error)
     }
@@ -151,7 +153,7 @@ actor ClaudeProcess {
   private func spawn() async throws(ClaudeFailure) {
     let commandLine = try command.commandLine()
     var descriptors: [CInt] = []
-    defer { descriptors.forEach { close($0) } }
+    defer { for descriptor in descriptors { close(descriptor) } }
     for _ in 0..<3 {
       var ends: [CInt] = [-1, -1]
       let number = clinux_pipe(&ends)
@@ -175,7 +177,7 @@ actor ClaudeProcess {
     }
     pid = spawned
     lastActivity = .now
-    [childInput, childOutput, childError].forEach { close($0) }
+    for descriptor in [childInput, childOutput, childError] { close(descriptor) }
     descriptors = []
     await openChannels(input: ownInput, output: ownOutput, error: ownError)
     if let endReason {
@@ -366,14 +368,13 @@ actor ClaudeProcess {
     await StrayProcesses.ofSession(command.session.id).kill()
     if !(await wait(for: .outputEnd, atMost: .seconds(10))) { reader?.cancel() }
     finishTurn(.failure(exitFailure(partial: partial)))
-    let failure = exitFailure(partial: nil)
-    controlRequests.values.forEach { $0.resume(returning: .failure(failure)) }
-    controlRequests = [:]
+    failControlRequests(exitFailure(partial: nil))
     input?.close(promise: nil)
     errorChannel?.close(promise: nil)
     isGone = true
-    signalEvent(.gone)
     await onGone(self)
+    isFinished = true
+    signalEvent(.gone)
   }
 
   private func exitFailure(partial: ClaudeTurnResult?) -> ClaudeFailure {
@@ -411,7 +412,7 @@ actor ClaudeProcess {
     switch event {
     case .exit: exit != nil
     case .outputEnd: hasOutputEnded
-    case .gone: isGone
+    case .gone: isFinished
     }
   }
 
@@ -504,7 +505,6 @@ actor ClaudeProcess {
       if garbageCount <= Self.garbageHandedOn { await deliver(message) }
       return
     }
-    messageCount += 1
     if let id = message.json["session_id"]?.stringValue, message.kind == .system("init") { cliSessionID = id }
 
     switch message.kind {
@@ -697,8 +697,9 @@ actor ClaudeProcess {
   }
 
   private func failControlRequests(_ failure: ClaudeFailure) {
-    controlRequests.values.forEach { $0.resume(returning: .failure(failure)) }
+    let waiting = controlRequests.values
     controlRequests = [:]
+    for continuation in waiting { continuation.resume(returning: .failure(failure)) }
   }
 
   private func finishControlRequest(_ response: JSONValue?) {

@@ -185,9 +185,8 @@ public actor ClaudeRunner {
   }
 
   private func acquire(_ semaphore: FairSemaphore, _ session: Session) async throws(ClaudeFailure) {
-    let wait = Task { await semaphore.acquire() }
+    let wait = Task { await semaphore.acquire { Task { await self.makeRoom() } } }
     session.wait = wait
-    makeRoom()
     let granted = await withTaskCancellationHandler {
       await wait.value
     } onCancel: {

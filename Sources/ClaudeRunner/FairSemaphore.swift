@@ -16,8 +16,9 @@ final class FairSemaphore: Sendable {
 
   var waiterCount: Int { state.withLock { $0.waiters.count } }
 
+  /// - Parameter onWaiting: called if there is no permit at once, when the wait can be seen in ``waiterCount``.
   /// - Returns: whether a permit was got; false if the task was cancelled first.
-  func acquire() async -> Bool {
+  func acquire(onWaiting: @Sendable () -> Void = {}) async -> Bool {
     let id = state.withLock { state in
       state.nextID += 1
       return state.nextID
@@ -34,7 +35,7 @@ final class FairSemaphore: Sendable {
           state.waiters.append((id, continuation))
           return nil
         }
-        if let answer { continuation.resume(returning: answer) }
+        if let answer { continuation.resume(returning: answer) } else { onWaiting() }
       }
     } onCancel: {
       let waiter = state.withLock { state in

@@ -141,7 +141,7 @@ final class ProcessSupervisor: Sendable {
       _ strings: [String], _ body: (UnsafePointer<UnsafeMutablePointer<CChar>?>) -> R
     ) -> R {
       var pointers = strings.map { strdup($0) } + [nil]
-      defer { pointers.forEach { free($0) } }
+      defer { for pointer in pointers { free(pointer) } }
       return body(&pointers)
     }
     let environment = request.environment.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }

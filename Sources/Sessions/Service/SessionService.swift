@@ -507,6 +507,7 @@ public actor SessionService {
       }
       cache.touch(turn.sessionID, at: outcome.finishedAt)
       hub.publish(change.events)
+      if outcome.state == .completed { await noteConversation(turn.sessionID) }
       return .success(change.turn)
     } catch {
       if work[turn.sessionID]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
@@ -554,6 +555,20 @@ public actor SessionService {
       if let message = messages.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
       guard messages.count == 200, let next = messages.last?.sequence else { return last }
       last = next
+    }
+  }
+
+  /// Remembers that the agent has a conversation to go on with, so that its loss would be noticed.
+  private func noteConversation(_ id: UUID) async {
+    do {
+      let session = try await session(id)
+      guard !session.hasConversation else { return }
+      cache.insert(try await store.updateSession(id, SessionUpdate(hasConversation: true)))
+    } catch {
+      // The next completed turn tries again; until then a lost conversation would go unnoticed.
+      logger.warning(
+        "A session's conversation could not be noted",
+        metadata: ["session": "\(id.lowercaseString)", "error": "\(error)"])
     }
   }
 
