@@ -63,7 +63,10 @@ extension Problem {
         .tooManyRequests, "queue_full",
         "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
     case .sessionDeleted:
-      self.init(.gone, "session_deleted", "The session was deleted before this turn had ended.")
+      self.init(.gone, "session_deleted", "The session was deleted, and its turns with it.")
+    case .turnState(.running):
+      self.init(
+        .conflict, "turn_running", "The turn is running; POST /sessions/{session_id}/interrupt stops it.")
     case .turnState(let state):
       self.init(.conflict, "turn_state", "The turn is \(state.rawValue).")
     case .idempotencyMismatch:
