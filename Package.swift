@@ -11,6 +11,7 @@ let swiftSettings: [SwiftSetting] = [
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
 let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
 let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
@@ -34,6 +35,7 @@ let package = Package(
     .package(
       url: "https://github.com/apple/swift-configuration", from: "1.4.0",
       traits: ["JSON", "CommandLineArguments"]),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.0.0"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
@@ -51,7 +53,7 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", httpTypes, hummingbird, logging, nioCore],
+      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore],
       swiftSettings: swiftSettings),
     .target(
       name: "ClaudeRunner",
@@ -85,7 +87,7 @@ let package = Package(
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: swiftSettings),
     .target(
-      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging], swiftSettings: swiftSettings),
+      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),
     .target(name: "Workspaces", dependencies: ["CLinux", nioPosix], swiftSettings: swiftSettings),
 
     // Programs
@@ -138,8 +140,13 @@ let package = Package(
     .target(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),
+    .target(
+      name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
+      path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
+      name: "SessionsTests",
+      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",
       dependencies: [
