@@ -82,6 +82,7 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .target(name: "Sandbox", dependencies: ["ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
@@ -96,8 +97,8 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
-        argumentParser,
+        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox", "Sessions",
+        "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
         logging, serviceLifecycle, unixSignals,
@@ -137,6 +138,8 @@ let package = Package(
       swiftSettings: swiftSettings),
     .testTarget(name: "JSONSupportTests", dependencies: ["JSONSupport"], swiftSettings: swiftSettings),
     .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SandboxTests", dependencies: ["ClaudeRunner", "Sandbox", "TestSupport"], swiftSettings: swiftSettings),
     .target(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),

@@ -4,6 +4,7 @@ import Foundation
 import HummingbirdFastCGI
 import Logging
 import SQLiteStore
+import Sandbox
 import ServiceLifecycle
 import Sessions
 import Synchronization
@@ -33,6 +34,8 @@ struct Responder {
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    var runnerConfiguration = runnerConfiguration
+    runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
