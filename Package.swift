@@ -111,16 +111,28 @@ let package = Package(
       swiftSettings: swiftSettings),
 
     // Tests, and the programs and code that they use
-    .testTarget(
-      name: "ClaudeAPITests",
-      dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "SessionTestSupport", "Sessions",
-        "TestSupport", httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
-      ],
-      swiftSettings: swiftSettings),
     .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
+      name: "ClaudeRunnerTests",
+      dependencies: [
+        "ClaudeRunner", "DemoModel", "JSONSupport", "fake-claude", logging, nioCore, serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "EndToEndTests",
+      dependencies: [
+        "JSONSupport", "TestSupport", "claude-api", "claude-api-server", "demo-model", "fake-claude",
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        nioCore,
+        .product(name: "NIOFoundationCompat", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "fake-claude", dependencies: ["JSONSupport"], path: "Tests/FakeClaude",
+      swiftSettings: swiftSettings + [.defaultIsolation(MainActor.self)]),
     .testTarget(
       name: "HummingbirdFastCGITests",
       dependencies: ["CLinux", "HummingbirdFastCGI", httpTypes, hummingbird, logging, serviceLifecycle],

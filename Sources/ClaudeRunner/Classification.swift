@@ -12,8 +12,7 @@ enum Classification {
     let subtype = result["subtype"]?.stringValue ?? ""
     let reason = result["terminal_reason"]?.stringValue ?? ""
     let text = self.text(of: result)
-    func failure(_ code: ClaudeFailure.Code, _ message: String, retryAfter: Duration? = nil) -> ClaudeFailure
-    {
+    func failure(_ code: ClaudeFailure.Code, _ message: String, retryAfter: Duration? = nil) -> ClaudeFailure {
       ClaudeFailure(code, message, retryAfter: retryAfter, partial: partial)
     }
     if wasInterrupted { return failure(.interrupted, "The turn was interrupted.") }

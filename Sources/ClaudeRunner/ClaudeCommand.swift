@@ -78,8 +78,6 @@ struct ClaudeCommand {
       "DISABLE_TELEMETRY": "1",
       "API_TIMEOUT_MS": String(Self.milliseconds(configuration.modelTimeout)),
       "CLAUDE_CODE_MAX_RETRIES": String(configuration.modelRetries),
-      // Otherwise a process with background work goes on for 10 minutes after its input was closed.
-      "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS": "1",
       StrayProcesses.sessionVariable: session.id,
       StrayProcesses.instanceVariable: configuration.instance,
     ]
@@ -109,7 +107,12 @@ struct ClaudeCommand {
         throw ClaudeFailure(.startFailed, "The sandbox can't be set up: \(error)")
       }
     }
-    return configuration.commandPrefix + command
+    command = configuration.commandPrefix + command
+    // The system would cut the value off there, and run something else than was asked for.
+    guard !command.contains(where: { $0.utf8.contains(0) }) else {
+      throw ClaudeFailure(.startFailed, "An option holds a NUL byte.")
+    }
+    return command
   }
 
   /// Creates the directories and files that the command line names. Blocks.

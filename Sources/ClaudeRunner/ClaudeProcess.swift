@@ -36,6 +36,7 @@ actor ClaudeProcess {
     var retryAfter: Duration?
     /// When the model had finished, as far as can be told before the result comes.
     var finalAnswer: ContinuousClock.Instant?
+    var isSilent = true
     var outcome: Result<ClaudeTurnResult, ClaudeFailure>?
     var continuation: CheckedContinuation<Result<ClaudeTurnResult, ClaudeFailure>, Never>?
   }
@@ -72,7 +73,9 @@ actor ClaudeProcess {
   private var startError: StartError?
 
   private var turn: Turn?
-  private var turnsRun = 0
+  /// How many turns have ended, and whether the last one ended without a word from the CLI.
+  private(set) var turnsRun = 0
+  private(set) var wasLastTurnSilent = false
   private var pendingPermissions: [String: JSONValue] = [:]
   private var lastActivity = ContinuousClock.now
   private var isDelivering = false
@@ -222,6 +225,8 @@ actor ClaudeProcess {
     switch (error.stage, error.number) {
     case (.executable, ENOENT):
       ClaudeFailure(.cliMissing, "\(executable) can't be run: it, or what it needs to run, doesn't exist.")
+    case (.executable, E2BIG):
+      ClaudeFailure(.startFailed, "The session's options are too long for a command line.")
     case (.executable, _):
       ClaudeFailure(.cliNotExecutable, "\(executable) can't be run: \(error.text).")
     case (.workingDirectory, _):
@@ -236,8 +241,12 @@ actor ClaudeProcess {
   /// Sends a prompt and waits for its result. One at a time.
   func run(_ prompt: String, onMessage: @escaping Handler) async throws(ClaudeFailure) -> ClaudeTurnResult {
     if let endReason { throw endReason }
-    if exit != nil { throw exitFailure(partial: nil) }
+    if exit != nil {
+      wasLastTurnSilent = true
+      throw exitFailure(partial: nil)
+    }
     guard turn == nil else { throw ClaudeFailure(.busy, "The session has a turn in flight.") }
+    wasLastTurnSilent = false
     nextNumber += 1
     let number = nextNumber
     turn = Turn(number: number, onMessage: onMessage)
@@ -258,6 +267,7 @@ actor ClaudeProcess {
         turn?.continuation = continuation
       }
     }
+    wasLastTurnSilent = turn?.isSilent ?? false
     turn = nil
     turnsRun += 1
     pendingPermissions = [:]
@@ -274,14 +284,19 @@ actor ClaudeProcess {
   }
 
   /// Asks the CLI to stop the turn, and ends the process if it doesn't obey.
-  func interrupt() {
-    guard let number = turn?.number, turn?.wasInterrupted == false else { return }
-    turn?.wasInterrupted = true
+  ///
+  /// - Returns: false if there is no turn.
+  func interrupt() -> Bool {
+    guard let turn, turn.outcome == nil else { return false }
+    guard !turn.wasInterrupted else { return true }
+    let number = turn.number
+    self.turn?.wasInterrupted = true
     write(controlRequest(["subtype": "interrupt"], id: "interrupt-\(number)"))
     Task {
       do { try await Task.sleep(for: configuration.interruptTimeout) } catch { return }
       await self.forceInterrupt(number)
     }
+    return true
   }
 
   private func forceInterrupt(_ number: UInt64) async {
@@ -309,6 +324,7 @@ actor ClaudeProcess {
   ///
   /// - Returns: whether it fits now.
   func adopt(_ wanted: ClaudeOptions) async -> Bool {
+    guard endReason == nil, exit == nil else { return false }
     guard wanted != options else { return true }
     var reachable = options
     reachable.model = wanted.model
@@ -550,6 +566,7 @@ actor ClaudeProcess {
 
   private func deliver(_ message: ClaudeMessage) async {
     isDelivering = true
+    turn?.isSilent = false
     if let turn, turn.outcome == nil {
       await turn.onMessage(message)
     } else {

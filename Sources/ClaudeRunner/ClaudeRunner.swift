@@ -74,15 +74,28 @@ public actor ClaudeRunner {
     _ turn: ClaudeTurn, onMessage: @escaping @Sendable (ClaudeMessage) async -> Void = { _ in }
   ) async throws(ClaudeFailure) -> ClaudeTurnResult {
     guard !isShuttingDown else { throw Self.shuttingDown }
+    guard turn.session.hasValidID else {
+      throw ClaudeFailure(.startFailed, "The id of a session must be a UUID in lower case.")
+    }
     let session = sessions[turn.session.id] ?? Session()
     sessions[turn.session.id] = session
     guard !session.isBusy else { throw ClaudeFailure(.busy, "The session has a turn in flight.") }
     session.isBusy = true
     session.abort = nil
     defer { finish(session, turn.session.id) }
-    let process = try await process(for: turn, session)
-    if let abort = session.abort { throw abort }
-    return try await process.run(turn.prompt, onMessage: onMessage)
+    while true {
+      let process = try await process(for: turn, session)
+      if let abort = session.abort { throw abort }
+      let isNew = await process.turnsRun == 0
+      do {
+        return try await process.run(turn.prompt, onMessage: onMessage)
+      } catch {
+        // A process that had died before it could read the prompt says nothing about the prompt.
+        guard error.code == .cliExited, !isNew, await process.wasLastTurnSilent, session.abort == nil,
+          !isShuttingDown
+        else { throw error }
+      }
+    }
   }
 
   private static let shuttingDown = ClaudeFailure(.shuttingDown, "The server is shutting down.")
@@ -96,8 +109,7 @@ public actor ClaudeRunner {
   }
 
   /// A process that is ready for the turn: the one the session has, or a new one.
-  private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess
-  {
+  private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess {
     if let process = session.process {
       let isGone = await process.isGone
       if !isGone, !session.isEvicting, await process.adopt(turn.options) { return process }
@@ -126,7 +138,10 @@ public actor ClaudeRunner {
       if let abort = session.abort { throw abort }
       let process = ClaudeProcess(
         command: command, eventLoopGroup: eventLoopGroup,
-        unsolicited: { [unsolicited] message in await unsolicited(turn.session.id, message) },
+        unsolicited: { [weak self, unsolicited] message in
+          await self?.noteUse(of: turn.session.id)
+          await unsolicited(turn.session.id, message)
+        },
         onGone: { [weak self] process in await self?.processIsGone(process) })
       session.process = process
       session.isEvicting = false
@@ -219,14 +234,15 @@ public actor ClaudeRunner {
 
   /// Stops the running turn, its tools included; it fails with `interrupted` and keeps what it had produced.
   ///
-  /// Does nothing without a turn. It returns at once; the turn ends within ``ClaudeRunnerConfiguration/interruptTimeout``
-  /// and a little.
+  /// Does nothing without a turn. It returns when the CLI has been asked; the turn ends within
+  /// ``ClaudeRunnerConfiguration/interruptTimeout`` and a little.
   public func interrupt(session id: String) async {
     guard let session = sessions[id], session.isBusy else { return }
     session.abort = ClaudeFailure(.interrupted, "The turn was interrupted before it began.")
     session.wait?.cancel()
-    guard let process = session.process else { return }
-    await process.interrupt()
+    guard let process = session.process, await !process.interrupt() else { return }
+    // It has not got the prompt yet: most likely it is being started, and that may take longer than is allowed.
+    await process.end(.kill, ClaudeFailure(.interrupted, "The turn was interrupted before it began."))
   }
 
   /// Answers a permission request (a message of kind `controlRequest("can_use_tool")`, by its `request_id`).
@@ -298,6 +314,11 @@ public actor ClaudeRunner {
     session.process = nil
     session.isEvicting = false
     if !session.isBusy { sessions[id] = nil }
+  }
+
+  /// A process that works of its own accord is not idle.
+  private func noteUse(of id: String) {
+    sessions[id]?.lastUsed = .now
   }
 
   /// Ends the least recently used idle processes, as many as turns wait for a place.

@@ -135,6 +135,20 @@ public struct ClaudeSession: Sendable, Hashable {
     self.workingDirectory = workingDirectory
     self.configDirectory = configDirectory
   }
+
+  /// Whether the id is one that can be part of a path and of a command line.
+  var hasValidID: Bool {
+    let bytes = Array(id.utf8)
+    return bytes.count == 36
+      && bytes.enumerated().allSatisfy { index, byte in
+        switch index {
+        case 8, 13, 18, 23: byte == UInt8(ascii: "-")
+        default:
+          (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+            || (UInt8(ascii: "a")...UInt8(ascii: "f")).contains(byte)
+        }
+      }
+  }
 }
 
 /// What a client may choose. A change of model or permission mode is made in the running process, any other by
@@ -154,7 +168,9 @@ public struct ClaudeOptions: Sendable, Hashable {
   public var asksForPermission = false
   /// The most requests to the model in one turn.
   public var maxTurns: Int?
-  /// The most that one process may cost, in US dollars.
+  /// The most that the conversation may have cost, in US dollars, before the CLI ends its turns with
+  /// `budget_exhausted`. The CLI's count goes on over a resume, but may fall behind after a crash: to bound a
+  /// single turn, give what was spent so far plus what it may cost.
   public var maxBudgetUSD: Double?
   /// JSON Schema of the structured output that each turn must give.
   public var jsonSchema: JSONValue?

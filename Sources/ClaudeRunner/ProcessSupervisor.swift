@@ -39,6 +39,7 @@ final class ProcessSupervisor: Sendable {
   private enum Command: Sendable {
     case spawn(Request, @Sendable (Result<pid_t, SpawnError>) -> Void)
     case signal(pid_t, CInt, group: Bool)
+    case reapOrphans
   }
 
   private struct Child {
@@ -75,6 +76,11 @@ final class ProcessSupervisor: Sendable {
   /// Sends a signal to a child, or to its whole group, unless it has been reaped.
   func signal(_ pid: pid_t, _ number: CInt, group: Bool = false) {
     send(.signal(pid, number, group: group))
+  }
+
+  /// Reaps what was killed without being a child of its own.
+  func reapOrphans() {
+    send(.reapOrphans)
   }
 
   private func send(_ command: Command) {
@@ -126,6 +132,7 @@ final class ProcessSupervisor: Sendable {
         reply(.success(pid))
       case .failure(let error): reply(.failure(error))
       }
+    case .reapOrphans: Self.reapOrphans(besides: children)
     case .signal(let pid, let number, let group):
       guard let child = children[pid] else { return }
       if group {

@@ -46,6 +46,7 @@ struct StrayProcesses: Sendable {
       }
       usleep(round < 5 ? 1000 : 20_000)
     }
+    if !killed.isEmpty { ProcessSupervisor.shared.reapOrphans() }
     return killed.count
   }
 

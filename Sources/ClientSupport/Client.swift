@@ -162,8 +162,7 @@ package struct Client: Sendable {
     try await call(.GET, "/", as: Description.self)
   }
 
-  package func createSession(name: String? = nil, initialPrompt: String? = nil) async throws -> Reply<Created>
-  {
+  package func createSession(name: String? = nil, initialPrompt: String? = nil) async throws -> Reply<Created> {
     try await call(
       .POST, "/sessions", ["session_name": name, "initial_prompt": initialPrompt], as: Created.self,
       limit: initialPrompt == nil ? Self.shortLimit : Self.turnLimit)

@@ -55,7 +55,8 @@ struct Responder {
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
       })
     try await ServiceGroup(
-      services: [server], gracefulShutdownSignals: [.sigterm, .sigint], logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
+      services: [server], gracefulShutdownSignals: [.sigterm, .sigint],
+      logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
     logger.info("Stopping")
     examination.withLock { $0?.cancel() }
@@ -93,6 +94,7 @@ struct Responder {
     if let count = configuration.maximumProcesses { runner.maximumProcesses = count }
     runner.maximumStarting = configuration.maximumStarting
     runner.idleTimeout = configuration.idleTimeout
+    runner.startTimeout = configuration.startTimeout
     runner.turnTimeout = configuration.turnTimeout
     runner.stallTimeout = configuration.stallTimeout
     runner.lineLimit = configuration.lineLimit

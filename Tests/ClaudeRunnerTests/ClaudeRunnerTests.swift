@@ -4,6 +4,13 @@ import Testing
 
 @testable import ClaudeRunner
 
+/// A command line around the CLI that shows in its environment.
+private struct EnvironmentSandbox: ClaudeSandbox {
+  func wrap(_ command: [String], for launch: ClaudeLaunch) -> [String] {
+    ["/usr/bin/env", "SANDBOXED=\(launch.workingDirectory)"] + command
+  }
+}
+
 @Suite(.timeLimit(.minutes(2))) struct ConversationTests {
   @Test func keepsTheConversation() async throws {
     let fixture = try Fixture()
@@ -41,6 +48,19 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test(arguments: 0..<20)
+  func doesNotNoticeAProcessThatDiedInBetween(_: Int) async throws {
+    let fixture = try Fixture()
+    let session = try fixture.session()
+    let settings = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:settings"))
+    let pid = try #require(settings.text.split(separator: " ").last.flatMap { pid_t($0) })
+    kill(pid, SIGKILL)
+    let result = try await fixture.runner.run(
+      ClaudeTurn(session: session, prompt: "two", expectsHistory: true))
+    #expect(result.text == "2: fake:settings | two" && result.startedProcess)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func fallsBackToTheLatestConversation() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -73,6 +93,7 @@ import Testing
     setenv("CLAUDE_API_TEST_SECRET", "must not be inherited", 1)
     let fixture = try Fixture {
       $0.commandPrefix = ["/usr/bin/env", "PREFIXED=1"]
+      $0.sandbox = EnvironmentSandbox()
       $0.credentials.baseURL = "http://127.0.0.1:1"
     }
     let session = try fixture.session()
@@ -112,6 +133,7 @@ import Testing
     for part in [
       "\"HOME=\(session.configDirectory)\"", "\"CLAUDE_CONFIG_DIR=\(session.configDirectory)\"",
       "\"ANTHROPIC_API_KEY=dummy\"", "\"ANTHROPIC_BASE_URL=http://127.0.0.1:1\"", "\"PREFIXED=1\"",
+      "\"SANDBOXED=\(session.workingDirectory)\"",
       "\"CLAUDE_API_SESSION_ID=\(session.id)\"", "\"DISABLE_TELEMETRY=1\"",
     ] {
       #expect(environment.contains(part))
@@ -183,7 +205,7 @@ import Testing
     let fixture = try Fixture {
       $0.lineLimit = 100_000
       // Long enough for a process to start on a busy machine, short enough to wait for.
-      $0.stallTimeout = fault.code == .stalled ? .milliseconds(300) : .seconds(60)
+      $0.stallTimeout = fault.code == .stalled ? .seconds(2) : .seconds(60)
       $0.resultTimeout = .milliseconds(200)
       $0.terminateTimeout = .milliseconds(200)
     }
@@ -200,7 +222,7 @@ import Testing
 
   @Test func boundsTheTurn() async throws {
     let fixture = try Fixture {
-      $0.turnTimeout = .milliseconds(300)
+      $0.turnTimeout = .seconds(2)
       $0.stallTimeout = .seconds(60)
     }
     let session = try fixture.session()
@@ -222,7 +244,7 @@ import Testing
   func failsTheStart(_ fault: Case) async throws {
     let fixture = try Fixture {
       $0.additionalEnvironment["FAKE_CLAUDE_START"] = fault.prompt
-      $0.startTimeout = .milliseconds(500)
+      $0.startTimeout = fault.code == .cliExited ? .seconds(30) : .seconds(2)
       $0.terminateTimeout = .milliseconds(200)
     }
     let session = try fixture.session()
@@ -318,6 +340,28 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test func refusesWhatCannotBeACommandLine() async throws {
+    let fixture = try Fixture()
+    let session = try fixture.session()
+    for model in ["x\0--dangerously-skip-permissions", String(repeating: "x", count: 200_000)] {
+      var options = ClaudeOptions()
+      options.model = model
+      let turn = ClaudeTurn(session: session, options: options, prompt: "x")
+      #expect(await failing { try await fixture.runner.run(turn) }?.code == .startFailed)
+    }
+    for id in ["", "../../etc", session.id.uppercased() + "x", session.id + "/.."] {
+      var other = session
+      other.id = id
+      let turn = ClaudeTurn(session: other, prompt: "x")
+      #expect(await failing { try await fixture.runner.run(turn) }?.code == .startFailed)
+    }
+    #expect(
+      await fixture.runner.statistics
+        == ClaudeRunnerStatistics(
+          live: 0, starting: 0, working: 0, waiting: 0, started: 2, evicted: 0))
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func doesNotFollowLinksTheAgentLeft() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -375,6 +419,17 @@ import Testing
     #expect(try await fixture.end() == [])
   }
 
+  @Test func interruptsAStart() async throws {
+    let fixture = try Fixture { $0.additionalEnvironment["FAKE_CLAUDE_START"] = "silence" }
+    let session = try fixture.session()
+    let runner = fixture.runner
+    let outcome = Task { try await runner.run(ClaudeTurn(session: session, prompt: "x")) }
+    while await runner.statistics.live < 1 { await Task.yield() }
+    await runner.interrupt(session: session.id)
+    #expect(await failing { try await outcome.value }?.code == .interrupted)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func stopsTheSession() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -398,7 +453,7 @@ import Testing
 
   @Test func answersPermissionRequests() async throws {
     // Nobody is silent as long as a person has to decide.
-    let fixture = try Fixture { $0.stallTimeout = .milliseconds(200) }
+    let fixture = try Fixture { $0.stallTimeout = .seconds(1) }
     let session = try fixture.session()
     var options = ClaudeOptions()
     options.asksForPermission = true
@@ -411,7 +466,7 @@ import Testing
       ) { arrival.handle($0) }
       let request = await arrival.first { $0.kind == .controlRequest("can_use_tool") }
       #expect(request?.json["request"]?["tool_name"] == "Bash")
-      try await Task.sleep(for: .milliseconds(400))
+      try await Task.sleep(for: .milliseconds(1500))
       let id = request?.json["request_id"]?.stringValue ?? ""
       #expect(await !fixture.runner.answerPermission(session: session.id, requestID: "x", decision: decision))
       #expect(await fixture.runner.answerPermission(session: session.id, requestID: id, decision: decision))
@@ -439,6 +494,8 @@ import Testing
     #expect(processExists(pid))
     await fixture.runner.stop(session: session.id)
     #expect(!processExists(pid))
+    // It was adopted, so it must be reaped, too.
+    while ProcFS.status(of: pid) != nil { await Task.yield() }
     #expect(try await fixture.end() == [])
   }
 

@@ -7,22 +7,22 @@ import Testing
 
 @testable import ClaudeRunner
 
+private let realCLI = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
+
 /// The real CLI, talking to the demo model in this process. It runs only if `CLAUDE_API_TEST_CLAUDE` names the CLI.
 @Suite(
   .serialized, .timeLimit(.minutes(5)),
   .enabled(
-    if: RealCLITests.executable != nil,
+    if: realCLI != nil,
     "CLAUDE_API_TEST_CLAUDE does not name a Claude Code CLI, so nothing is tested with the real one")
 )
 struct RealCLITests {
-  static let executable = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
-
   /// Runs the demo model for as long as the body takes.
   private func withFixture(
     _ change: (inout ClaudeRunnerConfiguration) -> Void = { _ in },
     _ body: (Fixture) async throws -> Void
   ) async throws {
-    let executable = try #require(Self.executable)
+    let executable = try #require(realCLI)
     let (ports, portSource) = AsyncStream<Int>.makeStream()
     let logger = Logger(label: "demo-model") { _ in SwiftLogNoOpLogHandler() }
     let application = DemoModelServer().application(port: 0, logger: logger) { portSource.yield($0) }
@@ -65,6 +65,8 @@ struct RealCLITests {
       let second = try await fixture.runner.run(
         ClaudeTurn(session: session, prompt: "again [[usage in 1000 out 1000]]"))
       #expect(second.text.contains("4711") && !second.startedProcess)
+      print(
+        "warm turn: \(second.duration) here, \(second.raw?["duration_ms"] ?? nil) ms by the CLI's own count")
       #expect(second.usage == first.usage && abs(second.costUSD - first.costUSD) < 1e-9)
       await fixture.runner.stop(session: session.id)
       let third = try await fixture.runner.run(

@@ -48,7 +48,10 @@ final class Stack: Sendable {
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
     _ body: (Stack) async throws -> T
   ) async throws -> T {
-    try await withTemporaryDirectory { directory in
+    // Some systems at a time are enough for a small machine.
+    await Gate.shared.enter()
+    defer { Task { await Gate.shared.leave() } }
+    return try await withTemporaryDirectory { directory in
       let portFile = directory + "/model.port"
       return try await withChild(
         [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
@@ -67,6 +70,24 @@ final class Stack: Sendable {
           }
         }
       }
+    }
+  }
+
+  private actor Gate {
+    static let shared = Gate()
+    private var places = 3
+    private var waiting: [CheckedContinuation<Void, Never>] = []
+
+    func enter() async {
+      if places > 0 {
+        places -= 1
+      } else {
+        await withCheckedContinuation { waiting.append($0) }
+      }
+    }
+
+    func leave() {
+      if waiting.isEmpty { places += 1 } else { waiting.removeFirst().resume() }
     }
   }
 
