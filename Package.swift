@@ -53,7 +53,9 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore],
+      dependencies: [
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore,
+      ],
       swiftSettings: swiftSettings),
     .target(
       name: "ClaudeRunner",
