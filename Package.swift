@@ -53,7 +53,9 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore],
+      dependencies: [
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore,
+      ],
       swiftSettings: swiftSettings),
     .target(
       name: "ClaudeRunner",
@@ -146,6 +148,8 @@ let package = Package(
     .target(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
+    .testTarget(
+      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],

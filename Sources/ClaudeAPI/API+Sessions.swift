@@ -9,7 +9,7 @@ import Sessions
 #endif
 
 extension API {
-  func addSessionRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
     routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
     routes.add(
@@ -18,7 +18,7 @@ extension API {
     routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
   }
 
-  private func createSession(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func createSession(_ request: Request, _ context: Context) async throws -> Response {
     let fields = try await BodyFields(
       request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
     // An empty text is none, as it always was for these two.
@@ -59,7 +59,7 @@ extension API {
     return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
   }
 
-  private func listSessions(_ request: Request, _: some RequestContext) async throws -> Response {
+  private func listSessions(_ request: Request, _: Context) async throws -> Response {
     let query = try QueryFields(request, known: ["cursor", "limit", "name", "status"])
     let isPaged = query.has("cursor") || query.has("limit")
     let page = try await service.sessions(
@@ -78,7 +78,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func showSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func showSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let session: Session
     if let cached = service.cachedSession(id) {
@@ -91,7 +91,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func deleteSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func deleteSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     try await service.delete(id)
     var json = JSONWriter()
@@ -102,7 +102,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func sendMessage(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func sendMessage(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true
