@@ -114,6 +114,13 @@ let package = Package(
     // Tests, and the programs and code that they use
     .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
+      name: "ClaudeAPITests",
+      dependencies: [
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "SessionTestSupport", "Sessions",
+        "TestSupport", httpTypes, hummingbird, logging, nioCore,
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "ClaudeRunnerTests",
       dependencies: [
         "ClaudeRunner", "DemoModel", "JSONSupport", "fake-claude", logging, nioCore, serviceLifecycle,

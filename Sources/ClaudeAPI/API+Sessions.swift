@@ -10,12 +10,12 @@ import Sessions
 
 extension API {
   func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
-    routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
-    routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
+    routes.add(.post, "/sessions", "Create a new session", for: .change, to: router, createSession)
+    routes.add(.get, "/sessions", "List all sessions", for: .read, to: router, listSessions)
     routes.add(
-      .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
-    routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
-    routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+      .post, "/sessions/{session_id}/messages", "Send message to session", for: .change, to: router, sendMessage)
+    routes.add(.get, "/sessions/{session_id}", "Get session info", for: .read, to: router, showSession)
+    routes.add(.delete, "/sessions/{session_id}", "Delete session", for: .change, to: router, deleteSession)
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
@@ -32,7 +32,9 @@ extension API {
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
       .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
-    let created = try await service.create(NewSession(name: name, initialPrompt: prompt, idempotency: claim))
+    let created = try await service.create(
+      NewSession(
+        name: name, initialPrompt: prompt, owner: Principal.current?.keyID, idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
     if let turn = created.turn {
@@ -67,7 +69,8 @@ extension API {
         after: try query.integer("cursor", in: 0...Int64.max).map { SessionCursor(rawValue: $0) },
         limit: try query.integer("limit", in: 1...1000) ?? (isPaged ? 100 : nil),
         nameContains: try query.text("name"),
-        activity: try query.choice("status", SessionActivity.self)))
+        activity: try query.choice("status", SessionActivity.self),
+        owner: Principal.current?.listedOwner))
     let sessions = page.sessions
     var json = JSONWriter(capacity: 64 + sessions.count * 300)
     json.object { json in
@@ -110,7 +113,8 @@ extension API {
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
-    let accepted = try await service.accept(prompt, for: id, idempotency: claim)
+    let accepted = try await service.accept(
+      prompt, for: id, owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     let preference = AnswerPreference(request.headers)
     if preference.form == .stream {

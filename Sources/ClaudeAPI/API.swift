@@ -18,9 +18,13 @@ public struct API: Sendable {
   let service: SessionService
   let configuration: APIConfiguration
   let promptRules: PromptRules
+  private let keys: (any KeyStore)?
 
-  public init(service: SessionService, configuration: APIConfiguration) {
+  /// - Parameter keys: against which requests are checked. Nil checks nothing, for a server that has seen to it
+  ///   otherwise who can reach it.
+  public init(service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil) {
     self.service = service
+    self.keys = keys
     self.configuration = configuration
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
   }
@@ -29,21 +33,28 @@ public struct API: Sendable {
   public func responder(_: Context.Type = Context.self) -> RouterResponder<Context> {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
-    var table = RouteTable()
-    addRoutes(to: Router(context: Context.self), &table)
+    let table = routes
+    if let keys { router.add(middleware: AuthenticationMiddleware(routes: table, keys: keys, service: service)) }
     router.add(middleware: ErrorMiddleware(routes: table))
     var again = RouteTable()
     addRoutes(to: router, &again)
     return router.buildResponder()
   }
 
+  /// All routes, for what must cover each of them.
+  var routes: RouteTable {
+    var table = RouteTable()
+    addRoutes(to: Router(context: Context.self), &table)
+    return table
+  }
+
   private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     addSessionRoutes(to: router, &routes)
     addTurnRoutes(to: router, &routes)
     addEventRoutes(to: router, &routes)
-    routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
+    routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)
-    routes.add(.get, "/", "API info", to: router) { _, _ in Self.json(index) }
+    routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in Self.json(index) }
   }
 
   // MARK: The server
