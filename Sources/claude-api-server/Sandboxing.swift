@@ -40,7 +40,8 @@ struct Sandboxing {
       }
       return sandbox
     } catch {
-      guard settings.mode == .auto else { throw error }
+      // Settings that only a sandbox has are a wish for one, and may be what is wrong.
+      guard settings.mode == .auto, settings.controlGroups.isEmpty, settings.readOnlyPaths.isEmpty else { throw error }
       logger.warning(
         "There is no sandbox: agents can do all that this server's user can, to all sessions",
         metadata: ["reason": "\(error)"])
