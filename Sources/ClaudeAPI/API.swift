@@ -41,6 +41,8 @@ public struct API: Sendable {
     addSessionRoutes(to: router, &routes)
     addTurnRoutes(to: router, &routes)
     addEventRoutes(to: router, &routes)
+    addControlRoutes(to: router, &routes)
+    addApprovalRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
     let index = index(routes)
     routes.add(.get, "/", "API info", to: router) { _, _ in Self.json(index) }

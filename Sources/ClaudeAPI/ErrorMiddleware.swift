@@ -26,6 +26,8 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     switch error {
     case let problem as Problem: return problem
     case let error as SessionServiceError: return Problem(error)
+    case let error as SessionOptionError:
+      return BodyFields.invalid(error.option.rawValue, error.requirement)
     case let error as HTTPError where error.status == .notFound:
       let methods = routes.methods(for: request.uri.path)
       guard !methods.isEmpty else {
@@ -69,6 +71,17 @@ extension Problem {
         .conflict, "turn_running", "The turn is running; POST /sessions/{session_id}/interrupt stops it.")
     case .turnState(let state):
       self.init(.conflict, "turn_state", "The turn is \(state.rawValue).")
+    case .nothingRuns:
+      self.init(.conflict, "nothing_runs", "No turn of this session is running.")
+    case .sessionBusy:
+      self.init(
+        .conflict, "session_busy", "The session has a turn that runs or waits; try again when it has ended.",
+        retryAfter: 5)
+    case .approvalNotFound:
+      self.init(.notFound, "approval_not_found", "Approval not found")
+    case .approvalResolved(let approval):
+      self.init(.conflict, "approval_resolved", "The approval is \(approval.state.rawValue) already.")
+      self.approval = approval
     case .idempotencyMismatch:
       self.init(
         .unprocessableContent, "idempotency_mismatch", "The Idempotency-Key was used with another request before.")

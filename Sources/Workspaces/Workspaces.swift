@@ -29,8 +29,8 @@ public final class Workspaces: Sendable {
   public let root: String
   /// The absolute path of the directory of configuration directories.
   public let configurationRoot: String
-  private let rootDescriptor: CInt
-  private let configurationDescriptor: CInt
+  let rootDescriptor: CInt
+  let configurationDescriptor: CInt
   private let threads: NIOThreadPool
 
   /// Opens both directories, which are made with mode 0700 if they don't exist.
@@ -122,9 +122,9 @@ public final class Workspaces: Sendable {
     }
   }
 
-  private func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+  func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     try await threads.runIfActive(body)
   }
 
-  private static func name(_ session: UUID) -> String { session.uuidString.lowercased() }
+  static func name(_ session: UUID) -> String { session.uuidString.lowercased() }
 }
