@@ -34,6 +34,7 @@ let package = Package(
     .package(
       url: "https://github.com/apple/swift-configuration", from: "1.4.0",
       traits: ["JSON", "CommandLineArguments"]),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
@@ -45,13 +46,14 @@ let package = Package(
   ],
   targets: [
     // C
+    .systemLibrary(name: "CArchive", pkgConfig: "libarchive", providers: [.apt(["libarchive-dev"])]),
     .systemLibrary(name: "CFastCGI", pkgConfig: "fcgi", providers: [.apt(["libfcgi-dev"])]),
     .target(name: "CLinux"),
 
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["JSONSupport", "Sessions", httpTypes, hummingbird, logging, nioCore],
+      dependencies: ["JSONSupport", "Sessions", "Workspaces", httpTypes, hummingbird, logging, nioCore],
       swiftSettings: swiftSettings),
     .target(
       name: "ClientSupport",
@@ -81,7 +83,16 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(
       name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging], swiftSettings: swiftSettings),
-    .target(name: "Workspaces", dependencies: ["CLinux", nioPosix], swiftSettings: swiftSettings),
+    .target(
+      name: "Workspaces",
+      dependencies: [
+        "CArchive", "CLinux",
+        .product(name: "Crypto", package: "swift-crypto"),
+        .product(name: "HeapModule", package: "swift-collections"),
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+        nioPosix,
+      ],
+      swiftSettings: swiftSettings),
 
     // Programs
     .executableTarget(
@@ -106,6 +117,13 @@ let package = Package(
     .testTarget(
       name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
     .testTarget(
+      name: "FilesTests",
+      dependencies: [
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
+        hummingbird, logging, serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "HummingbirdFastCGITests",
       dependencies: ["CLinux", "HummingbirdFastCGI", httpTypes, hummingbird, logging, serviceLifecycle],
       swiftSettings: swiftSettings),
@@ -127,5 +145,6 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
   ]
 )

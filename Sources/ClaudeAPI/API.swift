@@ -13,16 +13,19 @@ public import Sessions
 public struct API: Sendable {
   let service: SessionService
   let configuration: APIConfiguration
+  private let files: FilesAPI?
   private let promptRules: PromptRules
 
-  public init(service: SessionService, configuration: APIConfiguration) {
+  /// - Parameter files: the routes for files, if there are to be any.
+  public init(service: SessionService, configuration: APIConfiguration, files: FilesAPI? = nil) {
     self.service = service
     self.configuration = configuration
+    self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
   }
 
   /// Makes the responder that answers all requests.
-  public func responder<Context: RequestContext>(_: Context.Type) -> RouterResponder<Context> {
+  public func responder<Context: APIRequestContext>(_: Context.Type) -> RouterResponder<Context> {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     var table = RouteTable()
@@ -33,13 +36,14 @@ public struct API: Sendable {
     return router.buildResponder()
   }
 
-  private func addRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  private func addRoutes<Context: APIRequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
     routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
     routes.add(
       .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
     routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
     routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+    files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
     let index = index(routes)
     routes.add(.get, "/", "API info", to: router) { _, _ in Self.json(index) }
@@ -87,7 +91,7 @@ public struct API: Sendable {
 
   // MARK: Sessions
 
-  private func createSession(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func createSession(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
     let fields = try await BodyFields(
       request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
     // An empty text is none, as it always was for these two.
@@ -126,7 +130,7 @@ public struct API: Sendable {
     return Self.json(json.finish())
   }
 
-  private func showSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func showSession(_: Request, _ context: some APIRequestContext) async throws -> Response {
     let id = try Self.sessionID(context)
     let session: Session
     if let cached = service.cachedSession(id) {
@@ -139,7 +143,7 @@ public struct API: Sendable {
     return Self.json(json.finish())
   }
 
-  private func deleteSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func deleteSession(_: Request, _ context: some APIRequestContext) async throws -> Response {
     let id = try Self.sessionID(context)
     try await service.delete(id)
     var json = JSONWriter()
@@ -150,7 +154,7 @@ public struct API: Sendable {
     return Self.json(json.finish())
   }
 
-  private func sendMessage(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func sendMessage(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
     let id = try Self.sessionID(context)
     let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: ["prompt"])
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
@@ -171,13 +175,13 @@ public struct API: Sendable {
   // MARK: Parts
 
   /// The id in the path. What is no id in its usual form names no session.
-  private static func sessionID(_ context: some RequestContext) throws(Problem) -> UUID {
+  static func sessionID(_ context: some APIRequestContext) throws(Problem) -> UUID {
     guard let text = context.parameters["session_id"], text.utf8.count == 36, let id = UUID(uuidString: String(text))
     else { throw Problem(SessionServiceError.sessionNotFound) }
     return id
   }
 
-  private static func json(_ body: ByteBuffer) -> Response {
+  static func json(_ body: ByteBuffer) -> Response {
     Response(
       status: .ok, headers: [.contentType: "application/json"], body: ResponseBody(byteBuffer: body))
   }

@@ -59,6 +59,15 @@ struct BodyFields {
     }
   }
 
+  /// A boolean, or nil if the member is absent or null.
+  func bool(_ name: String) throws(Problem) -> Bool? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .bool(let value): return value
+    case let other?: throw invalid(name, "must be a boolean, not \(other.kind)")
+    }
+  }
+
   func invalid(_ name: String, _ what: String) -> Problem {
     Problem(.unprocessableContent, "invalid_field", "The field \(quoted(name)) \(what).")
   }

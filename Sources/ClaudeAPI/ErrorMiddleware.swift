@@ -2,6 +2,7 @@ import HTTPTypes
 import Hummingbird
 import Logging
 import Sessions
+import Workspaces
 
 /// Turns every error into a problem document, and logs those that are the server's.
 struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
@@ -26,6 +27,8 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     switch error {
     case let problem as Problem: return problem
     case let error as SessionServiceError: return Problem(error)
+    case let error as FileError: return Problem(error)
+    case let error as RelativePath.Malformation: return Problem(error)
     case let error as HTTPError where error.status == .notFound:
       let methods = routes.methods(for: request.uri.path)
       guard !methods.isEmpty else {
