@@ -53,7 +53,13 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["JSONSupport", "Sessions", "Workspaces", httpTypes, hummingbird, logging, nioCore],
+      dependencies: [
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", "Workspaces", httpTypes, hummingbird, logging, nioCore,
+      ],
+      swiftSettings: swiftSettings),
+    .target(
+      name: "ClaudeRunner",
+      dependencies: ["CLinux", "JSONSupport", logging, nioCore, nioPosix],
       swiftSettings: swiftSettings),
     .target(
       name: "ClientSupport",
@@ -61,6 +67,7 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         nioCore,
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -100,7 +107,7 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
+        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
         argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
@@ -115,7 +122,26 @@ let package = Package(
     // Tests, and the programs and code that they use
     .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
+      name: "ClaudeRunnerTests",
+      dependencies: [
+        "ClaudeRunner", "DemoModel", "JSONSupport", "fake-claude", logging, nioCore, serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "DemoModelTests", dependencies: ["DemoModel", "JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "EndToEndTests",
+      dependencies: [
+        "JSONSupport", "TestSupport", "claude-api", "claude-api-server", "demo-model", "fake-claude",
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        nioCore,
+        .product(name: "NIOFoundationCompat", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
+      ],
+      swiftSettings: swiftSettings),
+    .executableTarget(
+      name: "fake-claude", dependencies: ["JSONSupport"], path: "Tests/FakeClaude",
+      swiftSettings: swiftSettings + [.defaultIsolation(MainActor.self)]),
     .testTarget(
       name: "FilesTests",
       dependencies: [

@@ -1,5 +1,6 @@
 import HTTPTypes
 public import Hummingbird
+public import HummingbirdFastCGI
 import NIOCore
 public import Sessions
 
@@ -11,10 +12,13 @@ public import Sessions
 
 /// The HTTP API: routes, their bodies and answers.
 public struct API: Sendable {
+  /// One type, so that the whole path of a request is specialised for it.
+  public typealias Context = BasicFastCGIRequestContext
+
   let service: SessionService
   let configuration: APIConfiguration
   private let files: FilesAPI?
-  private let promptRules: PromptRules
+  let promptRules: PromptRules
 
   /// - Parameter files: the routes for files, if there are to be any.
   public init(service: SessionService, configuration: APIConfiguration, files: FilesAPI? = nil) {
@@ -25,7 +29,7 @@ public struct API: Sendable {
   }
 
   /// Makes the responder that answers all requests.
-  public func responder<Context: APIRequestContext>(_: Context.Type) -> RouterResponder<Context> {
+  public func responder(_: Context.Type = Context.self) -> RouterResponder<Context> {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     var table = RouteTable()
@@ -36,13 +40,10 @@ public struct API: Sendable {
     return router.buildResponder()
   }
 
-  private func addRoutes<Context: APIRequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
-    routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
-    routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
-    routes.add(
-      .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
-    routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
-    routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+  private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
+    addSessionRoutes(to: router, &routes)
+    addTurnRoutes(to: router, &routes)
+    addEventRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
     let index = index(routes)
@@ -89,100 +90,22 @@ public struct API: Sendable {
     return Self.json(json.finish())
   }
 
-  // MARK: Sessions
-
-  private func createSession(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
-    // An empty text is none, as it always was for these two.
-    let name = try fields.string("session_name").flatMap { $0.isEmpty ? nil : $0 }
-    if let name {
-      guard name.utf8.count <= 1000 else { throw fields.invalid("session_name", "must have at most 1000 bytes") }
-      guard !name.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
-        throw fields.invalid("session_name", "must not hold control characters")
-      }
-    }
-    let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
-      .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
-    let (session, turn) = try await service.create(NewSession(name: name, initialPrompt: prompt))
-    let outcome: Turn? = if let turn { try await service.outcome(of: turn) } else { nil }
-    // With the time of its last use as it is now.
-    let current = service.cachedSession(session.id) ?? session
-    var json = JSONWriter(capacity: 1024)
-    json.object { json in
-      json.field("session", object: { $0.members(current) })
-      json.field("initial_response", outcome?.state == .completed ? outcome?.result ?? "" : nil)
-      if let outcome, let failure = outcome.failure {
-        json.field("error", failure.detail)
-        json.field("error_code", failure.code)
-      }
-    }
-    return Self.json(json.finish())
-  }
-
-  private func listSessions(_: Request, _: some RequestContext) async throws -> Response {
-    let sessions = try await service.sessions().sessions
-    var json = JSONWriter(capacity: 64 + sessions.count * 300)
-    json.object { json in
-      json.field("sessions", array: sessions) { json, session in json.object { $0.members(session) } }
-      json.field("count", Int64(sessions.count))
-    }
-    return Self.json(json.finish())
-  }
-
-  private func showSession(_: Request, _ context: some APIRequestContext) async throws -> Response {
-    let id = try Self.sessionID(context)
-    let session: Session
-    if let cached = service.cachedSession(id) {
-      session = cached
-    } else {
-      session = try await service.session(id)
-    }
-    var json = JSONWriter()
-    json.object { $0.members(session) }
-    return Self.json(json.finish())
-  }
-
-  private func deleteSession(_: Request, _ context: some APIRequestContext) async throws -> Response {
-    let id = try Self.sessionID(context)
-    try await service.delete(id)
-    var json = JSONWriter()
-    json.object { json in
-      json.field("message", "Session deleted")
-      json.field("session_id", id.lowercaseString)
-    }
-    return Self.json(json.finish())
-  }
-
-  private func sendMessage(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
-    let id = try Self.sessionID(context)
-    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: ["prompt"])
-    guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
-    let prompt = try promptRules.check(text, field: "prompt", fields)
-    let turn = try await service.outcome(of: try await service.send(prompt, to: id))
-    if let failure = turn.failure { throw Problem(failure) }
-    var json = JSONWriter(capacity: 512 + prompt.utf8.count + (turn.result?.utf8.count ?? 0))
-    json.object { json in
-      json.field("session_id", id.lowercaseString)
-      json.field("prompt", prompt)
-      json.field("response", turn.result ?? "")
-      json.field("timestamp", (turn.finishedAt ?? .now()).description)
-      json.field("turn_id", turn.id.lowercaseString)
-    }
-    return Self.json(json.finish())
-  }
-
   // MARK: Parts
 
   /// The id in the path. What is no id in its usual form names no session.
-  static func sessionID(_ context: some APIRequestContext) throws(Problem) -> UUID {
-    guard let text = context.parameters["session_id"], text.utf8.count == 36, let id = UUID(uuidString: String(text))
-    else { throw Problem(SessionServiceError.sessionNotFound) }
+  static func sessionID(_ context: some RequestContext) throws(Problem) -> UUID {
+    guard let id = uuid("session_id", context) else { throw Problem(SessionServiceError.sessionNotFound) }
     return id
   }
 
-  static func json(_ body: ByteBuffer) -> Response {
-    Response(
-      status: .ok, headers: [.contentType: "application/json"], body: ResponseBody(byteBuffer: body))
+  static func uuid(_ name: String, _ context: some RequestContext) -> UUID? {
+    guard let text = context.parameters[name[...]], text.utf8.count == 36 else { return nil }
+    return UUID(uuidString: String(text))
+  }
+
+  static func json(_ body: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:]) -> Response {
+    var headers = headers
+    headers[.contentType] = "application/json"
+    return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: body))
   }
 }

@@ -6,7 +6,7 @@ import NIOCore
 /// The members of a request's JSON object, taken one by one; whatever is wrong with them is a ``Problem`` that
 /// names the member.
 struct BodyFields {
-  private var members: [String: JSONValue]
+  private let members: [String: JSONValue]
   private let known: [String]
 
   /// Reads the body of a request, which must be a JSON object with no members but those in `known`.
@@ -49,6 +49,9 @@ struct BodyFields {
     let name = essence.filter { $0 != " " && $0 != "\t" }.lowercased()
     return name == "application/json" || (name.hasPrefix("application/") && name.hasSuffix("+json"))
   }
+
+  /// The whole object in a form that is the same for equal objects.
+  var canonical: [UInt8] { JSONValue.object(members).encoded() }
 
   /// A string, or nil if the member is absent or null.
   func string(_ name: String) throws(Problem) -> String? {

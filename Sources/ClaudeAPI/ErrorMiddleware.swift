@@ -42,7 +42,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as HTTPError:
       return Problem(error.status, "http_\(error.status.code)", error.body ?? error.status.reasonPhrase)
     case is CancellationError:
-      return Problem(.init(code: 499, reasonPhrase: "Client Closed Request"), "client_gone", "The client went away.")
+      return Problem(.registered(499), "client_gone", "The client went away.")
     default:
       return Problem(.internalServerError, "internal_error", "The server failed in a way that it has no word for.")
     }
@@ -66,7 +66,10 @@ extension Problem {
         .tooManyRequests, "queue_full",
         "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
     case .sessionDeleted:
-      self.init(.gone, "session_deleted", "The session was deleted before this turn had ended.")
+      self.init(.gone, "session_deleted", "The session was deleted, and its turns with it.")
+    case .turnState(.running):
+      self.init(
+        .conflict, "turn_running", "The turn is running; POST /sessions/{session_id}/interrupt stops it.")
     case .turnState(let state):
       self.init(.conflict, "turn_state", "The turn is \(state.rawValue).")
     case .idempotencyMismatch:
@@ -78,7 +81,7 @@ extension Problem {
         "The server is about to stop. A message that was accepted before is kept and runs after the next start.",
         retryAfter: 5)
     case .diskFull:
-      self.init(.init(code: 507, reasonPhrase: "Insufficient Storage"), "disk_full", "The disk is full.")
+      self.init(.registered(507), "disk_full", "The disk is full.")
     case .workspace:
       self.init(.internalServerError, "workspace_failed", "The directories of the session could not be used.")
     case .store(.busy):
@@ -90,6 +93,21 @@ extension Problem {
 
   init(_ failure: TurnFailure) {
     self.init(
-      HTTPResponse.Status(code: failure.status ?? 502), failure.code, failure.detail, retryAfter: failure.retryAfter)
+      .registered(failure.status ?? 502), failure.code, failure.detail, retryAfter: failure.retryAfter)
+  }
+}
+
+extension HTTPResponse.Status {
+  private static let phrases: [Int: String] = [
+    400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found",
+    408: "Request Timeout", 409: "Conflict", 410: "Gone", 412: "Precondition Failed", 413: "Content Too Large",
+    422: "Unprocessable Content", 429: "Too Many Requests", 499: "Client Closed Request",
+    500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
+    507: "Insufficient Storage",
+  ]
+
+  /// The status with its registered reason phrase.
+  static func registered(_ code: Int) -> Self {
+    Self(code: code, reasonPhrase: phrases[code] ?? "Error")
   }
 }

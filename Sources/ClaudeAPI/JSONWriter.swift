@@ -57,6 +57,9 @@ struct JSONWriter {
     buffer.writeString(json ?? "null")
   }
 
+  /// A value that writes its JSON text by itself.
+  mutating func raw(_ write: (inout ByteBuffer) -> Void) { write(&buffer) }
+
   mutating func field(_ name: StaticString, object members: (inout JSONWriter) -> Void) {
     key(name)
     object(members)

@@ -10,3 +10,45 @@ extension JSONWriter {
     field("workspace", session.workspace)
   }
 }
+
+extension JSONWriter {
+  /// The members of a turn's object.
+  ///
+  /// - Parameter position: its place among the turns that wait, if it waits.
+  mutating func members(_ turn: Turn, position: Int?) {
+    field("id", turn.id.lowercaseString)
+    field("session_id", turn.sessionID.lowercaseString)
+    field("number", Int64(turn.number))
+    field("state", turn.state.rawValue)
+    field("position", position.map(Int64.init))
+    field("prompt", turn.prompt)
+    field("result", turn.result)
+    field("structured_output", json: turn.structuredOutput)
+    if let failure = turn.failure {
+      field("error", object: { json in
+        json.field("code", failure.code)
+        json.field("detail", failure.detail)
+        json.field("status", failure.status.map(Int64.init))
+        json.field("retry_after", failure.retryAfter.map(Int64.init))
+      })
+    } else {
+      field("error", json: nil)
+    }
+    if let usage = turn.usage {
+      field("usage", object: { json in
+        json.field("input_tokens", usage.inputTokens)
+        json.field("output_tokens", usage.outputTokens)
+        json.field("cache_creation_input_tokens", usage.cacheCreationTokens)
+        json.field("cache_read_input_tokens", usage.cacheReadTokens)
+      })
+    } else {
+      field("usage", json: nil)
+    }
+    field("cost_usd", turn.costUSD)
+    field("model_turns", turn.modelTurns.map(Int64.init))
+    field("created_at", turn.createdAt.description)
+    field("started_at", turn.startedAt?.description)
+    field("finished_at", turn.finishedAt?.description)
+    field("duration_ms", turn.durationMilliseconds)
+  }
+}

@@ -69,7 +69,7 @@ public struct DemoModelServer: Sendable {
       }
       let step = script.step(after: message.answersInTurn)
       let fault = await state.fault(of: step, in: message)
-      try await Task.sleep(for: step.delay)
+      try await Task.sleep(for: fault == .hang ? Self.silence : step.delay)
       if case .error(let status, let retryAfter) = fault {
         return Self.errorResponse(status: status, message: "scripted failure", retryAfter: retryAfter)
       }
@@ -115,7 +115,6 @@ public struct DemoModelServer: Sendable {
       status: .ok,
       headers: [.contentType: "text/event-stream", .cacheControl: "no-cache"],
       body: ResponseBody { writer in
-        if fault == .hang { try await Task.sleep(for: Self.silence) }
         let sent = fault == nil ? events[...] : events.prefix(max(2, events.count / 2))
         for event in sent {
           if event.pause > .zero { try await Task.sleep(for: event.pause) }

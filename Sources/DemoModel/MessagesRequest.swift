@@ -70,7 +70,10 @@ struct MessagesRequest: Sendable {
   }
 
   /// How texts begin that the CLI itself puts into a user message.
-  private static let notesOfTheCLI = ["[Request interrupted by user", "[structured-output-enforce]"]
+  private static let notesOfTheCLI = [
+    "[Request interrupted by user", "[structured-output-enforce]", "<local-command-", "<command-name>",
+    "<task-notification>",
+  ]
 
   static func withoutReminders(_ text: String) -> String {
     var kept = ""

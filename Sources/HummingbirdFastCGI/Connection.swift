@@ -60,15 +60,9 @@ actor Connection: Reactor.Handler {
     let number: UInt64
     let requestID: UInt16
     let keepsConnection: Bool
-    let isHead: Bool
     var task: Task<Void, Never>?
     /// libfcgi's part, until the answer turns out to be no ordinary one.
     var open: LibFCGI.OpenRequest?
-    /// The head of the answer, until it is sent.
-    var head: ByteBuffer?
-    /// A body that is still short enough to become an ordinary answer.
-    var collected = ByteBuffer()
-    var mayCollect = false
     var isEnded = false
   }
 
@@ -231,13 +225,15 @@ actor Connection: Reactor.Handler {
     if input.readableBytes == 0 { input = ByteBuffer() }
     let number = environment.nextRequestNumber()
     var logger = environment.logger
-    logger[metadataKey: "hb.request.id"] = "\(decoded.parameters["REQUEST_ID"] ?? String(number))"
+    logger[metadataKey: "hb.request.id"] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
     let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
     let source = FastCGIRequestContextSource(logger: logger, parameters: decoded.parameters)
     var exchange = Exchange(
       number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
-      isHead: decoded.head.method == .head, open: decoded.open)
-    exchange.task = Task(executorPreference: reactor) { [respond = environment.respond] in
+      open: decoded.open)
+    // Not isolated to this actor: the handler runs on the reactor all the same, as it is the task's preferred
+    // executor, and each change between the two costs a turn in its queue.
+    exchange.task = Task.detached(executorPreference: reactor) { [respond = environment.respond] in
       await self.answer(number, request, source, respond)
     }
     state = .answering(exchange)
@@ -270,111 +266,97 @@ actor Connection: Reactor.Handler {
 
   // MARK: Answers
 
-  private func answer(
+  private nonisolated func answer(
     _ number: UInt64, _ request: Request, _ source: FastCGIRequestContextSource,
     _ respond: @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
   ) async {
-    var response: Response
     do {
-      response = try await respond(request, source)
+      let response = try await respond(request, source)
+      if request.method == .head {
+        await send(number, ByteBuffer(responseHead: response), ByteBuffer())
+      } else if let length = response.body.contentLength, length <= Self.ordinaryAnswerBytes {
+        let writer = CollectingWriter(limit: length)
+        try await response.body.write(writer)
+        await send(number, ByteBuffer(responseHead: response), writer.body)
+      } else {
+        await stream(number, response, source.logger)
+      }
     } catch {
       // A cancelled handler's failure is the consequence of its client's departure.
       if !Task.isCancelled {
         source.logger.error("The handler failed", metadata: ["error": "\(error)"])
       }
-      response = Response(status: .internalServerError)
-    }
-    guard begin(number, response) else { return }
-    do {
-      if request.method == .head {
-        finish(number)
-      } else {
-        try await response.body.write(BodyWriter(connection: self, number: number))
-        // A body that forgets to finish must not leave the client waiting.
-        finish(number)
-      }
-    } catch {
-      if !(error is ConnectionClosed), !Task.isCancelled {
-        source.logger.error("The body of an answer failed", metadata: ["error": "\(error)"])
-      }
-      // What has been sent can't be taken back. Without an end of request the web server knows that it's torn.
-      abort(number)
+      await send(number, ByteBuffer(responseHead: Response(status: .internalServerError)), ByteBuffer())
     }
   }
 
-  private func begin(_ number: UInt64, _ response: Response) -> Bool {
-    guard case .answering(var exchange) = state, exchange.number == number else { return false }
-    let head = ByteBuffer(responseHead: response)
-    if let length = response.body.contentLength, head.readableBytes + length <= Self.ordinaryAnswerBytes {
-      exchange.mayCollect = true
-      exchange.head = head
-      state = .answering(exchange)
-    } else {
+  private nonisolated func stream(_ number: UInt64, _ response: Response, _ logger: Logger) async {
+    do {
       // The head goes out at once: a stream's client learns that it is connected before the first event.
-      park(&exchange)
-      state = .answering(exchange)
-      sendStdout(head, exchange.requestID)
+      try await beginStream(number, ByteBuffer(responseHead: response))
+      try await response.body.write(BodyWriter(connection: self, number: number))
+      // A body that forgets to finish must not leave the client waiting.
+      await endStream(number)
+    } catch {
+      if !(error is ConnectionClosed), !Task.isCancelled {
+        logger.error("The body of an answer failed", metadata: ["error": "\(error)"])
+      }
+      // What has been sent can't be taken back. Without an end of request the web server knows that it's torn.
+      await abort(number)
     }
-    return !isClosed
+  }
+
+  /// Sends a whole answer.
+  private func send(_ number: UInt64, _ head: ByteBuffer, _ body: ByteBuffer) {
+    guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else { return }
+    exchange.isEnded = true
+    let isOrdinary =
+      head.readableBytes + body.readableBytes <= Self.ordinaryAnswerBytes && outputBytes == 0
+      && clinux_unsent_bytes(descriptor) == 0
+    if isOrdinary, let open = exchange.open {
+      exchange.open = nil
+      state = .answering(exchange)
+      guard environment.library.answer(open, on: descriptor, head, body) else { return close() }
+      return next(exchange)
+    }
+    park(&exchange)
+    state = .answering(exchange)
+    sendStdout(head, exchange.requestID)
+    sendStdout(body, exchange.requestID)
+    sendEnd(exchange)
+  }
+
+  private func beginStream(_ number: UInt64, _ head: ByteBuffer) throws(ConnectionClosed) {
+    guard case .answering(var exchange) = state, exchange.number == number else { throw ConnectionClosed() }
+    park(&exchange)
+    state = .answering(exchange)
+    sendStdout(head, exchange.requestID)
   }
 
   /// Leaves libfcgi: from here on the answer is written by this file, and a stream at rest costs no buffers.
   private func park(_ exchange: inout Exchange) {
-    exchange.mayCollect = false
-    if let open = exchange.open {
-      environment.library.release(open)
-      exchange.open = nil
-    }
+    guard let open = exchange.open else { return }
+    environment.library.release(open)
+    exchange.open = nil
   }
 
-  /// Sends a part of the body; suspends while too much is unsent.
+  /// Sends a part of a streamed body; suspends while too much is unsent.
   fileprivate func write(_ number: UInt64, _ buffer: ByteBuffer) async throws {
-    guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else {
+    guard case .answering(let exchange) = state, exchange.number == number, !exchange.isEnded else {
       throw ConnectionClosed()
-    }
-    guard buffer.readableBytes > 0 else { return }
-    if exchange.mayCollect {
-      let total = (exchange.head?.readableBytes ?? 0) + exchange.collected.readableBytes + buffer.readableBytes
-      if total <= Self.ordinaryAnswerBytes {
-        if exchange.collected.readableBytes == 0 {
-          exchange.collected = buffer
-        } else {
-          exchange.collected.writeImmutableBuffer(buffer)
-        }
-        state = .answering(exchange)
-        return
-      }
-      // The body is longer than its declared length.
-      flushCollected(&exchange)
     }
     sendStdout(buffer, exchange.requestID)
     try await waitUntilSent()
   }
 
-  private func flushCollected(_ exchange: inout Exchange) {
-    park(&exchange)
-    let head = exchange.head ?? ByteBuffer()
-    let collected = exchange.collected
-    exchange.head = nil
-    exchange.collected = ByteBuffer()
-    state = .answering(exchange)
-    sendStdout(head, exchange.requestID)
-    sendStdout(collected, exchange.requestID)
-  }
-
-  fileprivate func finish(_ number: UInt64) {
+  fileprivate func endStream(_ number: UInt64) {
     guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else { return }
     exchange.isEnded = true
     state = .answering(exchange)
-    if exchange.mayCollect, let head = exchange.head {
-      if let open = exchange.open, outputBytes == 0, clinux_unsent_bytes(descriptor) == 0 {
-        exchange.open = nil
-        state = .answering(exchange)
-        guard environment.library.answer(open, on: descriptor, head, exchange.collected) else { return close() }
-        return next(exchange)
-      }
-      flushCollected(&exchange)
-    }
+    sendEnd(exchange)
+  }
+
+  private func sendEnd(_ exchange: Exchange) {
     var end = ByteBuffer()
     end.writeFastCGIHeader(type: FastCGI.RecordType.stdout, requestID: exchange.requestID, contentLength: 0)
     end.writeEndRequest(requestID: exchange.requestID, status: FastCGI.ProtocolStatus.requestComplete)
@@ -562,6 +544,25 @@ actor Connection: Reactor.Handler {
   }
 }
 
+/// Keeps a short body, which is written whole.
+private final class CollectingWriter: ResponseBodyWriter {
+  struct LongerThanDeclared: Error {}
+
+  private let limit: Int
+  private(set) var body = ByteBuffer()
+
+  init(limit: Int) {
+    self.limit = limit
+  }
+
+  func write(_ buffer: ByteBuffer) throws {
+    guard body.readableBytes + buffer.readableBytes <= limit else { throw LongerThanDeclared() }
+    if body.readableBytes == 0 { body = buffer } else { body.writeImmutableBuffer(buffer) }
+  }
+
+  func finish(_ trailingHeaders: HTTPFields?) {}
+}
+
 /// Writes the body of one answer.
 private struct BodyWriter: ResponseBodyWriter {
   let connection: Connection
@@ -573,7 +574,7 @@ private struct BodyWriter: ResponseBodyWriter {
 
   consuming func finish(_ trailingHeaders: HTTPFields?) async throws {
     // FastCGI has no trailers.
-    await connection.finish(number)
+    await connection.endStream(number)
   }
 }
 

@@ -172,57 +172,71 @@ private struct HeadBuilder {
   private var scheme: String?
   private var authority: String?
   private var fields = HTTPFields()
-  private var others: [(name: String, value: String)] = []
+  private var others: [UInt8] = []
   private(set) var contentLength: Int?
 
   /// Field names are few and come again with each request; the bound keeps made-up ones from piling up.
   private static let maximumNames = 256
-  private static let fieldPrefix: StaticString = "HTTP_"
+  private static let fieldPrefix = Array("HTTP_".utf8)
 
   init() {
     fields.reserveCapacity(12)
-    others.reserveCapacity(16)
+    others.reserveCapacity(1024)
   }
 
   mutating func add(_ entry: UnsafeRawBufferPointer, names: inout [String: HTTPField.Name]) {
     guard let separator = entry.firstIndex(of: UInt8(ascii: "=")) else { return }
-    let value = String(decoding: entry[(separator + 1)...], as: UTF8.self)
-    let name = String(decoding: entry[..<separator], as: UTF8.self)
-    switch name {
-    case "REQUEST_METHOD": method = value
-    case "REQUEST_URI": requestURI = value
-    case "SCRIPT_NAME": scriptName = value
-    case "PATH_INFO": pathInfo = value
-    case "QUERY_STRING": query = value
-    case "CONTENT_TYPE":
-      if !value.isEmpty { fields.append(HTTPField(name: .contentType, value: value)) }
+    let nameBytes = UnsafeRawBufferPointer(rebasing: entry[..<separator])
+    let valueBytes = UnsafeRawBufferPointer(rebasing: entry[(separator + 1)...])
+    if nameBytes.starts(with: Self.fieldPrefix) {
+      addField(nameBytes, valueBytes, names: &names)
       return
+    }
+    // Only what the head is made of becomes a string now.
+    switch String(decoding: nameBytes, as: UTF8.self) {
+    case "REQUEST_METHOD": method = text(valueBytes)
+    case "REQUEST_URI": requestURI = text(valueBytes)
+    case "REQUEST_SCHEME": scheme = text(valueBytes)
+    case "SCRIPT_NAME": scriptName = text(valueBytes)
+    case "PATH_INFO": pathInfo = text(valueBytes)
+    case "QUERY_STRING": query = text(valueBytes)
+    case "CONTENT_TYPE":
+      if !valueBytes.isEmpty { fields.append(HTTPField(name: .contentType, value: text(valueBytes))) }
     case "CONTENT_LENGTH":
-      if !value.isEmpty {
+      if !valueBytes.isEmpty {
+        let value = text(valueBytes)
         contentLength = Int(value)
         fields.append(HTTPField(name: .contentLength, value: value))
       }
-      return
-    case "REQUEST_SCHEME": scheme = value
+    default: break
+    }
+    others.append(contentsOf: entry)
+    others.append(0)
+  }
+
+  private mutating func addField(
+    _ nameBytes: UnsafeRawBufferPointer, _ valueBytes: UnsafeRawBufferPointer, names: inout [String: HTTPField.Name]
+  ) {
+    let name = text(nameBytes)
+    switch name {
     case "HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH":
       // The same fields again, as the web server repeats them among the others.
-      return
-    case "HTTP_HOST": authority = value
+      break
+    case "HTTP_HOST":
+      authority = text(valueBytes)
     default:
-      if name.utf8.starts(with: "HTTP_".utf8) {
-        if let fieldName = fieldName(name, names: &names) {
-          fields.append(HTTPField(name: fieldName, value: value))
-        }
-        return
+      if let fieldName = fieldName(name, names: &names) {
+        fields.append(HTTPField(name: fieldName, value: text(valueBytes)))
       }
     }
-    others.append((name, value))
   }
+
+  private func text(_ bytes: UnsafeRawBufferPointer) -> String { String(decoding: bytes, as: UTF8.self) }
 
   private func fieldName(_ name: String, names: inout [String: HTTPField.Name]) -> HTTPField.Name? {
     if let known = names[name] { return known }
     let text = String(
-      decoding: name.utf8.dropFirst(Self.fieldPrefix.utf8CodeUnitCount).map { byte in
+      decoding: name.utf8.dropFirst(Self.fieldPrefix.count).map { byte in
         switch byte {
         case UInt8(ascii: "_"): UInt8(ascii: "-")
         case UInt8(ascii: "A")...UInt8(ascii: "Z"): byte | 0x20
@@ -242,5 +256,5 @@ private struct HeadBuilder {
       headerFields: fields)
   }
 
-  var parameters: CGIParameters { CGIParameters(others) }
+  var parameters: CGIParameters { CGIParameters(entries: others) }
 }

@@ -29,8 +29,24 @@ struct Serve: AsyncParsableCommand {
       configuration = try await ServerConfiguration(
         arguments: settings, environment: ProcessInfo.processInfo.environment)
     } catch let error as SettingsError {
-      throw ValidationError(error.description)
+      try Self.complain("\(error)")
+      throw ExitCode(64)
     }
-    try await Responder(configuration).run()
+    do {
+      try await Responder(configuration).run()
+    } catch let error as FastCGIServerError {
+      try Self.complain("\(error)")
+      throw ExitCode(1)
+    } catch let error as SessionStoreError {
+      try Self.complain("\(error)")
+      throw ExitCode(1)
+    } catch let error as WorkspaceError {
+      try Self.complain("\(error)")
+      throw ExitCode(1)
+    }
+  }
+
+  private static func complain(_ sentence: String) throws {
+    try FileHandle.standardError.write(contentsOf: Data("claude-api-server: \(sentence)\n".utf8))
   }
 }

@@ -13,6 +13,7 @@ struct ServerConfiguration: Sendable {
   var maximumProcesses: Int?
   var maximumStarting: Int
   var idleTimeout: Duration
+  var startTimeout: Duration
   var turnTimeout: Duration
   var stallTimeout: Duration
   var lineLimit: Int
@@ -50,6 +51,9 @@ struct ServerConfiguration: Sendable {
     static let idleTimeout = Setting(
       key: "claude.idle-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "15m",
       summary: "how long a CLI process rests before it ends; the next message starts it again")
+    static let startTimeout = Setting(
+      key: "claude.start-timeout", kind: .duration(.milliseconds(100)...(.seconds(3600))), defaultText: "30s",
+      summary: "how long a CLI process may take to its first answer")
     static let turnTimeout = Setting(
       key: "claude.turn-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "1h",
       summary: "how long a turn may take")
@@ -77,7 +81,8 @@ struct ServerConfiguration: Sendable {
 
     static let all = [
       stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, maximumProcesses,
-      maximumStarting, idleTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody, maximumPrompt,
+      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
+      maximumPrompt,
       drainTimeout, logLevel,
     ]
   }
@@ -97,6 +102,7 @@ struct ServerConfiguration: Sendable {
     maximumProcesses = try settings.integer(Row.maximumProcesses)
     maximumStarting = try settings.integer(Row.maximumStarting) ?? 2
     idleTimeout = try settings.duration(Row.idleTimeout) ?? .seconds(15 * 60)
+    startTimeout = try settings.duration(Row.startTimeout) ?? .seconds(30)
     turnTimeout = try settings.duration(Row.turnTimeout) ?? .seconds(3600)
     stallTimeout = try settings.duration(Row.stallTimeout) ?? .seconds(15 * 60)
     lineLimit = try settings.integer(Row.lineLimit) ?? 64 << 20

@@ -42,13 +42,22 @@ struct Settings {
     key: "config.file", kind: .path, defaultText: "none",
     summary: "a JSON file with settings")
   private static let prefix = "CLAUDE_API_"
+  /// Variables with the prefix that belong to the scripts, the client and the tests.
+  private static let foreignVariables: Set<String> = [
+    "CLAUDE_API_DEMO", "CLAUDE_API_KEY", "CLAUDE_API_PORT", "CLAUDE_API_URL",
+  ]
+  private static let testPrefix = "CLAUDE_API_TEST_"
 
   /// - Throws: ``SettingsError`` for an argument, a variable or a member of the file that is no setting.
   init(arguments: [String], environment: [String: String], catalog: [Setting]) async throws {
     let all = catalog + [Self.fileSetting]
     try Self.checkArguments(arguments, all)
-    let variables = environment.filter { $0.key.hasPrefix(Self.prefix) }
-    if let unknown = variables.keys.filter({ name in !all.contains { $0.variable == name } }).min() {
+    let variables = environment.filter {
+      $0.key.hasPrefix(Self.prefix) && !$0.key.hasPrefix(Self.testPrefix)
+    }
+    if let unknown = variables.keys.filter({ name in
+      !Self.foreignVariables.contains(name) && !all.contains { $0.variable == name }
+    }).min() {
       throw SettingsError(description: "The environment variable \(unknown) is no setting of this program.")
     }
     let flags = CommandLineArgumentsProvider(arguments: ["claude-api-server"] + arguments)

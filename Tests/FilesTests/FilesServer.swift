@@ -1,17 +1,13 @@
-public import ClaudeAPI
+import ClaudeAPI
 import Foundation
 import Hummingbird
-public import HummingbirdFastCGI
+import HummingbirdFastCGI
 import JSONSupport
 import Logging
 import ServiceLifecycle
 import Sessions
 import TestSupport
 import Workspaces
-
-extension BasicFastCGIRequestContext: APIRequestContext {
-  public func serverParameter(_ name: String) -> String? { parametersOfServer[name] }
-}
 
 /// Turns that do nothing.
 struct IdleRunner: TurnRunner {
@@ -55,7 +51,7 @@ struct FilesServer: Sendable {
         service: service, configuration: APIConfiguration(version: "test", model: .demo), files: files)
       let (listening, signal) = AsyncStream.makeStream(of: Void.self)
       let server = FastCGIServer(
-        responder: api.responder(BasicFastCGIRequestContext.self),
+        responder: api.responder(),
         configuration: .init(address: .unixSocket(path: directory + "/s")), logger: logger,
         onListening: { signal.finish() })
       let group = ServiceGroup(services: [server], logger: logger)
@@ -64,7 +60,7 @@ struct FilesServer: Sendable {
         try await group.run()
       }
       for await _ in listening {}
-      let (session, _) = try await service.create(NewSession(name: "Test"))
+      let session = try await service.create(NewSession(name: "Test")).session
       do {
         let result = try await Nginx.with(
           in: directory, socket: directory + "/s",

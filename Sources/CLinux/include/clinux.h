@@ -1,5 +1,6 @@
 #pragma once
 
-#include "reactor_io.h"
 #include "file_tree.h"
+#include "reactor_io.h"
 #include "safe_path.h"
+#include "spawn.h"

@@ -58,4 +58,3 @@ int clinux_memory_file(const char *name);
 int clinux_set_cloexec(int fd);
 /// Raises the soft limit of open files to the hard limit; returns the limit that holds then.
 long clinux_raise_file_limit(void);
-void clinux_name_thread(const char *name);

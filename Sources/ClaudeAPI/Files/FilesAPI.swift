@@ -1,5 +1,6 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
 import JSONSupport
 import NIOCore
 public import Sessions
@@ -28,7 +29,7 @@ public struct FilesAPI: Sendable {
     self.configuration = configuration
   }
 
-  func addRoutes<Context: APIRequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
     for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
       routes.add(.get, path, "Download a file, or list a folder", to: router, get)
     }
@@ -42,7 +43,7 @@ public struct FilesAPI: Sendable {
   // MARK: Requests
 
   /// The id of the session in the path, which exists.
-  func session(_ context: some APIRequestContext) async throws -> UUID {
+  func session(_ context: API.Context) async throws -> UUID {
     let id = try API.sessionID(context)
     if service.cachedSession(id) == nil { _ = try await service.session(id) }
     return id
@@ -53,7 +54,7 @@ public struct FilesAPI: Sendable {
   /// The path is decoded here once and strictly. nginx has decided on its own reading where the request goes, and a
   /// request for which the two readings differ is refused.
   func filePath(
-    _ request: Request, _ context: some APIRequestContext
+    _ request: Request, _ context: API.Context
   ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
     let raw = request.uri.path.utf8
     let prefix = "/sessions/".utf8
@@ -63,7 +64,7 @@ public struct FilesAPI: Sendable {
     }
     do throws(RelativePath.Malformation) {
       let whole = try RelativePath.decode(raw)
-      if let document = context.serverParameter("DOCUMENT_URI"),
+      if let document = context.parametersOfServer["DOCUMENT_URI"],
         !String(decoding: whole, as: UTF8.self).utf8.elementsEqual(document.utf8)
       {
         throw RelativePath.Malformation.dotComponent
@@ -79,8 +80,8 @@ public struct FilesAPI: Sendable {
   }
 
   /// The body of a request, which nginx has put into a file.
-  func body(_ context: some APIRequestContext) throws(Problem) -> BodyFile {
-    guard let path = context.serverParameter("BODY_FILE") else {
+  func body(_ context: API.Context) throws(Problem) -> BodyFile {
+    guard let path = context.parametersOfServer["BODY_FILE"] else {
       throw Problem(
         .internalServerError, "no_body_file", "The web server in front doesn't hand uploads over as files.")
     }
@@ -120,7 +121,7 @@ public struct FilesAPI: Sendable {
 
   // MARK: Reading
 
-  private func get(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func get(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let (path, endsWithSlash) = try filePath(request, context)
     return try await read(
@@ -224,7 +225,7 @@ public struct FilesAPI: Sendable {
 
   // MARK: Writing
 
-  private func put(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func put(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let (path, endsWithSlash) = try filePath(request, context)
     guard !path.isRoot, !endsWithSlash else {
@@ -244,7 +245,7 @@ public struct FilesAPI: Sendable {
     return Response(status: isNew ? .created : .noContent, headers: headers)
   }
 
-  private func delete(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func delete(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let (path, _) = try filePath(request, context)
     guard !path.isRoot else {
@@ -255,7 +256,7 @@ public struct FilesAPI: Sendable {
     return Response(status: .noContent)
   }
 
-  private func makeFolder(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func makeFolder(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64"])
     let path = try fields.path("path", "path_base64")
@@ -271,7 +272,7 @@ public struct FilesAPI: Sendable {
       body: ResponseBody(byteBuffer: json.finish()))
   }
 
-  private func move(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func move(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let fields = try await BodyFields(
       request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
@@ -286,7 +287,7 @@ public struct FilesAPI: Sendable {
     return API.json(json.finish())
   }
 
-  private func usage(_ request: Request, _ context: some APIRequestContext) async throws -> Response {
+  private func usage(_ request: Request, _ context: API.Context) async throws -> Response {
     let usage = try await workspaces.usage(of: try await session(context))
     var json = JSONWriter()
     json.object { json in

@@ -103,6 +103,10 @@ extension TurnFailure {
   /// The failure of a turn that was running when an earlier process of the server ended.
   public static let serverStopped = TurnFailure(
     code: "interrupted", detail: "The server stopped while this turn was running.")
+
+  /// The failure of a turn that was taken out of its queue.
+  public static let cancelled = TurnFailure(
+    code: "cancelled", detail: "The message was taken out of the queue before its turn came.", status: 409)
 }
 
 /// Tokens that a turn used, as the CLI reports them.

@@ -13,7 +13,10 @@ public struct SessionServiceConfiguration: Sendable {
   /// Messages that may wait behind a session's running one. Default 16.
   public var queueLimit = 16
 
-  /// How long the writing of a turn's end is tried again when the store can't be written, for example because the
+  /// How often idempotency records that have expired are removed. Default 1 h.
+  public var purgeInterval: Duration = .seconds(3600)
+
+  /// How long the writing of a turn's end, or of its events, is tried again when the store can't be written, for example because the
   /// disk is full. Default 30 s.
   public var storePatience: Duration = .seconds(30)
 
@@ -28,17 +31,36 @@ public struct NewSession: Sendable {
   public var owner: String?
   public var options: JSONText
   public var metadata: JSONText
+  /// Makes repetitions of the request give the same session.
+  public var idempotency: IdempotencyClaim?
 
   public init(
     name: String? = nil, initialPrompt: String? = nil, owner: String? = nil, options: JSONText = "{}",
-    metadata: JSONText = "{}"
+    metadata: JSONText = "{}", idempotency: IdempotencyClaim? = nil
   ) {
     self.name = name
     self.initialPrompt = initialPrompt
     self.owner = owner
     self.options = options
     self.metadata = metadata
+    self.idempotency = idempotency
   }
+}
+
+/// A session that was created, now or by an earlier request with the same idempotency key.
+public struct CreatedSession: Hashable, Sendable {
+  public let session: Session
+  /// The first turn, if there is an initial prompt.
+  public let turn: Turn?
+  public let isReplay: Bool
+}
+
+/// A message that was accepted, now or by an earlier request with the same idempotency key.
+public struct AcceptedMessage: Hashable, Sendable {
+  public let turn: Turn
+  public let isReplay: Bool
+  /// The number of the event before the turn's first one.
+  public let precedingSequence: Int64
 }
 
 /// Sessions and their turns.
@@ -47,6 +69,9 @@ public struct NewSession: Sendable {
 /// belongs to its session: it goes on when the task that sent the message is cancelled. The turns of a session run
 /// one after the other in the order of acceptance; those of different sessions at the same time.
 public actor SessionService {
+  /// Tells readers of events; see ``eventStream(of:_:)``.
+  public nonisolated let hub: EventHub
+
   /// A session that has unfinished turns.
   private struct Work {
     var queue: [Turn]
@@ -63,14 +88,18 @@ public actor SessionService {
   private let logger: Logger
   private let cache = SessionCache()
   private var work: [UUID: Work] = [:]
+  /// Turns that are being taken out of their queues.
+  private var cancelling: Set<UUID> = []
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
   private var isShuttingDown = false
+  private var purging: Task<Void, Never>?
 
   public init(
-    store: any SessionStore, workspaces: Workspaces, runner: any TurnRunner,
+    store: any SessionStore, workspaces: Workspaces, runner: any TurnRunner, hub: EventHub = EventHub(),
     configuration: SessionServiceConfiguration = SessionServiceConfiguration(), logger: Logger
   ) {
+    self.hub = hub
     self.store = store
     self.workspaces = workspaces
     self.runner = runner
@@ -95,12 +124,32 @@ public actor SessionService {
       await finishDeletion(session.id)
     }
     for turn in recovery.queued { schedule(turn) }
+    purging = Task { [weak self, interval = configuration.purgeInterval] in
+      while true {
+        await self?.purge()
+        do { try await Task.sleep(for: interval) } catch { return }
+      }
+    }
   }
+
+  private func purge() async {
+    do throws(SessionStoreError) {
+      try await store.purgeIdempotencyRecords(at: .now())
+    } catch {
+      logger.warning("Old idempotency records could not be removed", metadata: ["error": "\(error)"])
+    }
+  }
+
+  /// Ends the streams of events, which would otherwise keep a server from coming to its end. To be called when the
+  /// shutdown begins; clients come back with their cursors.
+  public nonisolated func endStreams() { hub.endAll() }
 
   /// Takes no more messages and ends the running turns, which are kept as interrupted. Messages that wait stay
   /// accepted and run after the next start. Returns when no turn runs.
   public func shutdown() async {
     isShuttingDown = true
+    purging?.cancel()
+    hub.endAll()
     for (id, work) in work where work.running != nil { await runner.interrupt(id) }
     for task in work.values.compactMap(\.task) { await task.value }
     let left = waiters
@@ -113,10 +162,11 @@ public actor SessionService {
   // MARK: Sessions
 
   /// Creates a session with its directories and, if there is an initial prompt, its first turn.
-  public func create(_ new: NewSession) async throws(SessionServiceError) -> (session: Session, turn: Turn?) {
+  public func create(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession {
     guard !isShuttingDown else { throw .shuttingDown }
     let id = UUID()
     let now = Timestamp.now()
+    if let claim = new.idempotency, let earlier = try await earlierSession(claim, now) { return earlier }
     let session = Session(
       id: id, name: new.name ?? "Session \(id.lowercaseString.prefix(8))", createdAt: now,
       workspace: workspaces.workspacePath(of: id), owner: new.owner, options: new.options, metadata: new.metadata)
@@ -128,15 +178,50 @@ public actor SessionService {
     let admission: SessionAdmission
     do throws(SessionStoreError) {
       admission = try await store.createSession(
-        session, firstTurn: firstTurn, events: firstTurn.map { [EventLog.accepted($0)] } ?? [])
+        session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
+        idempotency: new.idempotency)
     } catch {
       await removeDirectories(id)
       throw SessionServiceError(error)
     }
-    guard case .created(let created, let turn, _) = admission else { throw .idempotencyMismatch }
-    cache.insert(created)
-    if let turn { schedule(turn) }
-    return (created, turn)
+    if case .created(let created, let turn, let events) = admission {
+      cache.insert(created)
+      hub.publish(events)
+      if let turn { schedule(turn) }
+      return CreatedSession(session: created, turn: turn, isReplay: false)
+    }
+    // The same request came at the same time.
+    await removeDirectories(id)
+    switch admission {
+    case .created(let session, let turn, _), .replayed(let session, let turn):
+      return CreatedSession(session: session, turn: turn, isReplay: true)
+    case .replayedButDeleted: throw .sessionDeleted
+    case .mismatch: throw .idempotencyMismatch
+    }
+  }
+
+  /// The session of an earlier request with the same key, which makes directories for another one needless.
+  private func earlierSession(
+    _ claim: IdempotencyClaim, _ now: Timestamp
+  ) async throws(SessionServiceError) -> CreatedSession? {
+    guard let record = try await record(of: claim, now) else { return nil }
+    do throws(SessionServiceError) {
+      let session = try await session(record.sessionID)
+      let turn: Turn? = if let id = record.turnID { try await self.turn(id, of: session.id) } else { nil }
+      return CreatedSession(session: session, turn: turn, isReplay: true)
+    } catch .sessionNotFound, .turnNotFound {
+      throw .sessionDeleted
+    }
+  }
+
+  private func record(
+    of claim: IdempotencyClaim, _ now: Timestamp
+  ) async throws(SessionServiceError) -> IdempotencyRecord? {
+    let record = try await fromStore { () throws(SessionStoreError) in
+      try await self.store.idempotencyRecord(for: claim.key, at: now)
+    }
+    if let record, record.digest != claim.digest { throw .idempotencyMismatch }
+    return record
   }
 
   /// A session that was used lately, without waiting; nil if it has to be read from the store.
@@ -169,6 +254,7 @@ public actor SessionService {
     // Ends the turn that runs, and a process that waits for one.
     await runner.stop(id)
     if let task = work[id]?.task { await task.value }
+    hub.end(id)
     do {
       try await workspaces.remove(id)
       try await store.finishDeletion(of: id)
@@ -193,24 +279,110 @@ public actor SessionService {
   // MARK: Turns
 
   /// Accepts a message. When this returns, the message is in the store and runs when its turn comes.
-  public func send(_ prompt: String, to id: UUID, owner: String? = nil) async throws(SessionServiceError) -> Turn {
+  ///
+  /// - Parameter idempotency: if a message was accepted with this claim before, its turn is returned.
+  public func accept(
+    _ prompt: String, for id: UUID, owner: String? = nil, idempotency: IdempotencyClaim? = nil
+  ) async throws(SessionServiceError) -> AcceptedMessage {
     guard !isShuttingDown else { throw .shuttingDown }
-    let turn = NewTurn(sessionID: id, prompt: prompt, owner: owner, createdAt: .now())
-    let admission = try await fromStore { () throws(SessionStoreError) in
-      try await self.store.enqueueTurn(
-        turn, events: [EventLog.accepted(turn)], idempotency: nil, queueLimit: self.configuration.queueLimit)
+    let new = NewTurn(sessionID: id, prompt: prompt, owner: owner, createdAt: .now())
+    let admission: TurnAdmission
+    do throws(SessionStoreError) {
+      admission = try await store.enqueueTurn(
+        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit)
+    } catch {
+      if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
+        throw .sessionDeleted
+      }
+      throw SessionServiceError(error)
     }
     switch admission {
-    case .created(let turn, _):
+    case .created(let turn, let events):
       cache.touch(id, at: turn.createdAt)
+      hub.publish(events)
       schedule(turn)
-      return turn
+      return AcceptedMessage(turn: turn, isReplay: false, precedingSequence: (events.first?.sequence ?? 1) - 1)
     case .replayed(let turn):
-      return turn
+      return AcceptedMessage(turn: turn, isReplay: true, precedingSequence: try await sequence(before: turn))
     case .mismatch:
       throw .idempotencyMismatch
     case .queueFull:
       throw .queueFull(limit: configuration.queueLimit, retryAfter: 5)
+    }
+  }
+
+  /// Accepts a message, as ``accept(_:for:owner:idempotency:)`` does.
+  public func send(_ prompt: String, to id: UUID, owner: String? = nil) async throws(SessionServiceError) -> Turn {
+    try await accept(prompt, for: id, owner: owner).turn
+  }
+
+  /// A turn as it is now.
+  public func turn(_ id: UUID, of sessionID: UUID) async throws(SessionServiceError) -> Turn {
+    do throws(SessionStoreError) {
+      let turn = try await store.turn(id)
+      guard turn.sessionID == sessionID else { throw .turnNotFound(id) }
+      return turn
+    } catch {
+      // Which of the two is missing makes a difference to the client.
+      if case .turnNotFound = error { _ = try await session(sessionID) }
+      throw SessionServiceError(error)
+    }
+  }
+
+  /// Turns of a session by number, ascending.
+  public func turns(of id: UUID, after: Int, limit: Int) async throws(SessionServiceError) -> [Turn] {
+    try await fromStore { () throws(SessionStoreError) in
+      try await self.store.turns(of: id, after: after, limit: limit, states: nil)
+    }
+  }
+
+  /// Which place a queued turn has among those that wait for the running one, from 1; nil if it doesn't wait.
+  public func position(of turn: Turn) -> Int? {
+    work[turn.sessionID]?.queue.firstIndex { $0.id == turn.id }.map { $0 + 1 }
+  }
+
+  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then.
+  public func outcome(of turn: Turn, within patience: Duration) async throws -> Turn {
+    if turn.state.isFinal { return turn }
+    let ended: Turn? = try await withThrowingTaskGroup(of: Turn?.self) { group in
+      group.addTask { try await self.outcome(of: turn) }
+      group.addTask {
+        try await Task.sleep(for: patience)
+        return nil
+      }
+      defer { group.cancelAll() }
+      return try await group.next() ?? nil
+    }
+    if let ended { return ended }
+    return try await self.turn(turn.id, of: turn.sessionID)
+  }
+
+  /// Takes a turn that waits out of its queue.
+  ///
+  /// - Throws: `turnState` with the turn's state if it doesn't wait.
+  public func cancel(_ id: UUID, of sessionID: UUID) async throws(SessionServiceError) -> Turn {
+    guard let index = work[sessionID]?.queue.firstIndex(where: { $0.id == id }),
+      let turn = work[sessionID]?.queue.remove(at: index)
+    else {
+      let turn = try await turn(id, of: sessionID)
+      // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
+      throw turn.state == .queued && isShuttingDown ? .shuttingDown : .turnState(turn.state)
+    }
+    cancelling.insert(id)
+    defer { cancelling.remove(id) }
+    let outcome = TurnOutcome(state: .cancelled, finishedAt: .now(), failure: .cancelled)
+    do throws(SessionStoreError) {
+      let change = try await store.finishTurn(id, outcome, events: [EventLog.ended(turn, outcome)])
+      hub.publish(change.events)
+      resumeWaiters(id, .success(change.turn))
+      return change.turn
+    } catch {
+      if work[sessionID]?.isDeleted == true {
+        resumeWaiters(id, .failure(SessionServiceError.sessionDeleted))
+      } else {
+        schedule(turn)
+      }
+      throw SessionServiceError(error)
     }
   }
 
@@ -230,6 +402,7 @@ public actor SessionService {
   }
 
   private func isUnfinished(_ turn: Turn) -> Bool {
+    if cancelling.contains(turn.id) { return true }
     guard let work = work[turn.sessionID] else { return false }
     return work.running?.id == turn.id || work.queue.contains { $0.id == turn.id }
   }
@@ -265,9 +438,16 @@ public actor SessionService {
 
   private func schedule(_ turn: Turn) {
     let id = turn.sessionID
-    work[id, default: Work(queue: [])].queue.append(turn)
+    enqueue(turn)
     guard work[id]?.task == nil else { return }
     work[id]?.task = Task { await self.workOff(id) }
+  }
+
+  /// Puts a turn at its place in the queue: the answers of the store may come in another order than its turns.
+  private func enqueue(_ turn: Turn) {
+    var queue = work[turn.sessionID]?.queue ?? []
+    queue.insert(turn, at: queue.lastIndex { $0.number < turn.number }.map { $0 + 1 } ?? 0)
+    work[turn.sessionID, default: Work(queue: [])].queue = queue
   }
 
   /// Runs the turns of a session until none is left.
@@ -295,51 +475,100 @@ public actor SessionService {
     let turn: Turn
     do throws(SessionServiceError) {
       session = try await self.session(id)
-      turn = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.startTurn(queued.id, at: .now(), events: [EventLog.running(queued)])
-      }.turn
+      let change = try await fromStore { () throws(SessionStoreError) in
+        try await self.store.startTurn(queued.id, at: .now(), events: EventLog.running(queued))
+      }
+      hub.publish(change.events)
+      turn = change.turn
     } catch {
       return .failure(work[id]?.isDeleted == true ? .sessionDeleted : error)
     }
     let request = TurnRequest(
       session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id))
+    let recorder = TurnRecorder(
+      turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let outcome: TurnOutcome
     do throws(TurnRunFailure) {
-      outcome = TurnOutcome(try await runner.run(request, onMessage: { _ in }))
+      outcome = TurnOutcome(try await runner.run(request, onMessage: { await recorder.record($0) }))
     } catch {
       outcome = TurnOutcome(error)
     }
+    await recorder.finish()
     if work[id]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
     return await finish(turn, outcome)
   }
 
   /// Writes a turn's end, with patience: it can't be had a second time.
   private func finish(_ turn: Turn, _ outcome: TurnOutcome) async -> Result<Turn, any Error> {
-    let deadline = ContinuousClock.now + configuration.storePatience
-    var pause = Duration.milliseconds(50)
-    while true {
-      do throws(SessionStoreError) {
-        let change = try await store.finishTurn(
-          turn.id, outcome, events: EventLog.finished(turn, outcome))
-        cache.touch(turn.sessionID, at: outcome.finishedAt)
-        return .success(change.turn)
-      } catch {
-        let isHopeless =
-          switch error {
-          case .diskFull, .busy, .io: ContinuousClock.now >= deadline || isShuttingDown
-          default: true
-          }
-        if isHopeless {
-          if work[turn.sessionID]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
-          logger.error(
-            "The end of a turn could not be stored",
-            metadata: ["turn": "\(turn.id.lowercaseString)", "error": "\(error)"])
-          return .failure(SessionServiceError(error))
-        }
+    do throws(SessionStoreError) {
+      let change = try await withPatience(configuration.storePatience, while: { !self.isShuttingDown }) {
+        () throws(SessionStoreError) in
+        try await self.store.finishTurn(turn.id, outcome, events: EventLog.finished(turn, outcome))
       }
-      // Only a cancelled task can't sleep, and this one is never cancelled.
-      try? await Task.sleep(for: pause)
-      pause = min(pause * 2, .seconds(2))
+      cache.touch(turn.sessionID, at: outcome.finishedAt)
+      hub.publish(change.events)
+      if outcome.state == .completed { await noteConversation(turn.sessionID) }
+      return .success(change.turn)
+    } catch {
+      if work[turn.sessionID]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
+      logger.error(
+        "The end of a turn could not be stored",
+        metadata: ["turn": "\(turn.id.lowercaseString)", "error": "\(error)"])
+      return .failure(SessionServiceError(error))
+    }
+  }
+
+  // MARK: Events
+
+  /// The events of a session from a place in its log on, as they come.
+  ///
+  /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
+  public nonisolated func eventStream(of id: UUID, _ selection: EventStream.Selection) -> EventStream {
+    EventStream(session: id, selection: selection, store: store, hub: hub)
+  }
+
+  /// Events of a session by number, ascending, after one of them.
+  public nonisolated func events(
+    of id: UUID, after: Int64, limit: Int, types: Set<String>? = nil
+  ) async throws(SessionServiceError) -> [Event] {
+    do throws(SessionStoreError) {
+      return try await store.events(of: id, after: after, limit: limit, types: types)
+    } catch {
+      throw SessionServiceError(error)
+    }
+  }
+
+  /// The number of a session's latest event; 0 if there is none.
+  public nonisolated func lastSequence(of id: UUID) async throws(SessionServiceError) -> Int64 {
+    do throws(SessionStoreError) {
+      return try await store.lastSequence(of: id)
+    } catch {
+      throw SessionServiceError(error)
+    }
+  }
+
+  /// The number of the event before a turn's first one. The message is its first; messages are looked through.
+  private func sequence(before turn: Turn) async throws(SessionServiceError) -> Int64 {
+    var last: Int64 = 0
+    while true {
+      let messages = try await events(of: turn.sessionID, after: last, limit: 200, types: ["user.message"])
+      if let message = messages.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
+      guard messages.count == 200, let next = messages.last?.sequence else { return last }
+      last = next
+    }
+  }
+
+  /// Remembers that the agent has a conversation to go on with, so that its loss would be noticed.
+  private func noteConversation(_ id: UUID) async {
+    do {
+      let session = try await session(id)
+      guard !session.hasConversation else { return }
+      cache.insert(try await store.updateSession(id, SessionUpdate(hasConversation: true)))
+    } catch {
+      // The next completed turn tries again; until then a lost conversation would go unnoticed.
+      logger.warning(
+        "A session's conversation could not be noted",
+        metadata: ["session": "\(id.lowercaseString)", "error": "\(error)"])
     }
   }
 

@@ -1,0 +1,149 @@
+import HTTPTypes
+import Hummingbird
+import Sessions
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+extension API {
+  func addSessionRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+    routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
+    routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
+    routes.add(
+      .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
+    routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
+    routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+  }
+
+  private func createSession(_ request: Request, _ context: some RequestContext) async throws -> Response {
+    let fields = try await BodyFields(
+      request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
+    // An empty text is none, as it always was for these two.
+    let name = try fields.string("session_name").flatMap { $0.isEmpty ? nil : $0 }
+    if let name {
+      guard name.utf8.count <= 1000 else { throw fields.invalid("session_name", "must have at most 1000 bytes") }
+      guard !name.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
+        throw fields.invalid("session_name", "must not hold control characters")
+      }
+    }
+    let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
+      .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
+    let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
+    let created = try await service.create(NewSession(name: name, initialPrompt: prompt, idempotency: claim))
+    var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
+    var outcome: Turn?
+    if let turn = created.turn {
+      outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+    }
+    // With the time of its last use as it is now.
+    let current = service.cachedSession(created.session.id) ?? created.session
+    let isUnderWay = outcome.map { !$0.state.isFinal } ?? false
+    if let outcome, isUnderWay {
+      headers[.location] = Self.path(of: outcome)
+      headers[.preferenceApplied] = "respond-async"
+    }
+    let position: Int? = if let outcome, isUnderWay { await service.position(of: outcome) } else { nil }
+    var json = JSONWriter(capacity: 1024)
+    json.object { json in
+      json.field("session", object: { $0.members(current) })
+      json.field("initial_response", outcome?.state == .completed ? outcome?.result ?? "" : nil)
+      if let outcome, let failure = outcome.failure {
+        json.field("error", failure.detail)
+        json.field("error_code", failure.code)
+      }
+      if let outcome, isUnderWay { json.field("turn", object: { $0.members(outcome, position: position) }) }
+    }
+    return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
+  }
+
+  private func listSessions(_ request: Request, _: some RequestContext) async throws -> Response {
+    let query = try QueryFields(request, known: ["cursor", "limit", "name", "status"])
+    let isPaged = query.has("cursor") || query.has("limit")
+    let page = try await service.sessions(
+      SessionQuery(
+        after: try query.integer("cursor", in: 0...Int64.max).map { SessionCursor(rawValue: $0) },
+        limit: try query.integer("limit", in: 1...1000) ?? (isPaged ? 100 : nil),
+        nameContains: try query.text("name"),
+        activity: try query.choice("status", SessionActivity.self)))
+    let sessions = page.sessions
+    var json = JSONWriter(capacity: 64 + sessions.count * 300)
+    json.object { json in
+      json.field("sessions", array: sessions) { json, session in json.object { $0.members(session) } }
+      json.field("count", Int64(sessions.count))
+      if isPaged { json.field("next_cursor", page.next?.description) }
+    }
+    return Self.json(json.finish())
+  }
+
+  private func showSession(_: Request, _ context: some RequestContext) async throws -> Response {
+    let id = try Self.sessionID(context)
+    let session: Session
+    if let cached = service.cachedSession(id) {
+      session = cached
+    } else {
+      session = try await service.session(id)
+    }
+    var json = JSONWriter()
+    json.object { $0.members(session) }
+    return Self.json(json.finish())
+  }
+
+  private func deleteSession(_: Request, _ context: some RequestContext) async throws -> Response {
+    let id = try Self.sessionID(context)
+    try await service.delete(id)
+    var json = JSONWriter()
+    json.object { json in
+      json.field("message", "Session deleted")
+      json.field("session_id", id.lowercaseString)
+    }
+    return Self.json(json.finish())
+  }
+
+  private func sendMessage(_ request: Request, _ context: some RequestContext) async throws -> Response {
+    let id = try Self.sessionID(context)
+    let query = try QueryFields(request, known: ["deltas"])
+    let previews = try query.boolean("deltas") ?? true
+    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: ["prompt"])
+    guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
+    let prompt = try promptRules.check(text, field: "prompt", fields)
+    let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    let accepted = try await service.accept(prompt, for: id, idempotency: claim)
+    var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
+    let preference = AnswerPreference(request.headers)
+    if preference.form == .stream {
+      headers[.location] = Self.path(of: accepted.turn)
+      return Self.eventStream(
+        service.eventStream(
+          of: id, .init(after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews)),
+        headers)
+    }
+    let turn = try await outcome(of: accepted.turn, preference)
+    guard turn.state.isFinal else {
+      headers[.location] = Self.path(of: turn)
+      headers[.preferenceApplied] = "respond-async"
+      return Self.json(await turnBody(turn), status: .accepted, headers)
+    }
+    if let failure = turn.failure { throw Problem(failure) }
+    var json = JSONWriter(capacity: 512 + prompt.utf8.count + (turn.result?.utf8.count ?? 0))
+    json.object { json in
+      json.field("session_id", id.lowercaseString)
+      json.field("prompt", prompt)
+      json.field("response", turn.result ?? "")
+      json.field("timestamp", (turn.finishedAt ?? .now()).description)
+      json.field("turn_id", turn.id.lowercaseString)
+    }
+    return Self.json(json.finish(), headers)
+  }
+
+  /// Waits for a turn as long as the client wants to.
+  private func outcome(of turn: Turn, _ preference: AnswerPreference) async throws -> Turn {
+    switch preference.form {
+    case .turn(wait: 0): turn
+    case .turn(let seconds): try await service.outcome(of: turn, within: .seconds(seconds))
+    case .whole, .stream: try await service.outcome(of: turn)
+    }
+  }
+}

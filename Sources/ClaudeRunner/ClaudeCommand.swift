@@ -1,0 +1,243 @@
+import Glibc
+import JSONSupport
+
+/// How the CLI is told about the conversation it belongs to.
+enum ConversationStart: Hashable, Sendable {
+  /// `--session-id`: there is none yet.
+  case new
+  /// `--resume`.
+  case resume
+  /// `--continue`: the most recent one of the directory, whatever its id.
+  case latest
+}
+
+/// Builds command line, environment and files of one start of the CLI.
+struct ClaudeCommand {
+  var session: ClaudeSession
+  var options: ClaudeOptions
+  var start: ConversationStart
+  var configuration: ClaudeRunnerConfiguration
+  /// Absolute path of the CLI.
+  var executable: String
+
+  // Long texts and secrets go into files that only this user can read; command lines are public and short.
+  private var launchDirectory: String { session.configDirectory + "/launch" }
+  private var systemPromptFile: String { launchDirectory + "/append-system-prompt.txt" }
+  private var mcpFile: String { launchDirectory + "/mcp.json" }
+  private var temporaryDirectory: String { session.configDirectory + "/tmp" }
+
+  var arguments: [String] {
+    var arguments = [
+      "-p", "--input-format=stream-json", "--output-format=stream-json", "--verbose",
+      "--include-partial-messages",
+      // Otherwise a changed system prompt would have no effect after a resume.
+      "--system-prompt-snapshot=off",
+      "--strict-mcp-config",
+    ]
+    switch start {
+    case .new: arguments.append("--session-id=\(session.id)")
+    case .resume: arguments.append("--resume=\(session.id)")
+    case .latest: arguments.append("--continue")
+    }
+    if let model = options.model { arguments.append("--model=\(model)") }
+    if options.appendSystemPrompt != nil {
+      arguments.append("--append-system-prompt-file=\(systemPromptFile)")
+    }
+    if !options.allowedTools.isEmpty {
+      arguments.append("--allowedTools=\(options.allowedTools.joined(separator: ","))")
+    }
+    if !options.disallowedTools.isEmpty {
+      arguments.append("--disallowedTools=\(options.disallowedTools.joined(separator: ","))")
+    }
+    if options.permissionMode != .standard {
+      arguments.append("--permission-mode=\(options.permissionMode.rawValue)")
+    }
+    if options.asksForPermission { arguments.append("--permission-prompt-tool=stdio") }
+    if let maxTurns = options.maxTurns { arguments.append("--max-turns=\(maxTurns)") }
+    if let budget = options.maxBudgetUSD { arguments.append("--max-budget-usd=\(budget)") }
+    if let schema = options.jsonSchema { arguments.append("--json-schema=\(schema)") }
+    if !options.mcpServers.isEmpty { arguments.append("--mcp-config=\(mcpFile)") }
+    return arguments
+  }
+
+  var environment: [String: String] {
+    var environment = [
+      "PATH": configuration.searchPath,
+      "HOME": session.configDirectory,
+      "SHELL": "/bin/bash",
+      "LANG": "C.UTF-8",
+      "TMPDIR": temporaryDirectory,
+      "PWD": session.workingDirectory,
+      "CLAUDE_CONFIG_DIR": session.configDirectory,
+      "CLAUDE_CODE_TMPDIR": temporaryDirectory,
+      // Nothing but the model is talked to, and nothing is changed behind the server's back.
+      "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+      "DISABLE_AUTOUPDATER": "1",
+      "DISABLE_BUG_COMMAND": "1",
+      "DISABLE_ERROR_REPORTING": "1",
+      "DISABLE_TELEMETRY": "1",
+      "API_TIMEOUT_MS": String(Self.milliseconds(configuration.modelTimeout)),
+      "CLAUDE_CODE_MAX_RETRIES": String(configuration.modelRetries),
+      StrayProcesses.sessionVariable: session.id,
+      StrayProcesses.instanceVariable: configuration.instance,
+    ]
+    if let timeZone = getenv("TZ") { environment["TZ"] = String(cString: timeZone) }
+    if geteuid() == 0 && options.permissionMode == .bypassPermissions {
+      // As root the CLI refuses this mode unless it is told that it is safe to use.
+      environment["IS_SANDBOX"] = "1"
+    }
+    environment.merge(configuration.credentials.environment) { _, new in new }
+    environment.merge(configuration.additionalEnvironment) { _, new in new }
+    return environment
+  }
+
+  var launch: ClaudeLaunch {
+    ClaudeLaunch(
+      sessionID: session.id, executable: executable, arguments: arguments, environment: environment,
+      workingDirectory: session.workingDirectory, configDirectory: session.configDirectory)
+  }
+
+  /// The whole command line.
+  func commandLine() throws(ClaudeFailure) -> [String] {
+    var command = [executable] + arguments
+    if let sandbox = configuration.sandbox {
+      do {
+        command = try sandbox.wrap(command, for: launch)
+      } catch {
+        throw ClaudeFailure(.startFailed, "The sandbox can't be set up: \(error)")
+      }
+    }
+    command = configuration.commandPrefix + command
+    // The system would cut the value off there, and run something else than was asked for.
+    guard !command.contains(where: { $0.utf8.contains(0) }) else {
+      throw ClaudeFailure(.startFailed, "An option holds a NUL byte.")
+    }
+    return command
+  }
+
+  /// Creates the directories and files that the command line names. Blocks.
+  func writeFiles() throws(ClaudeFailure) {
+    for directory in [session.configDirectory, temporaryDirectory, launchDirectory] {
+      guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
+        throw Self.failure("create", directory, errno)
+      }
+      // The agent may write here: a link it left must not lead the server elsewhere.
+      var info = stat()
+      guard lstat(directory, &info) == 0, info.st_mode & S_IFMT == S_IFDIR else {
+        throw Self.failure("use", directory, ENOTDIR)
+      }
+    }
+    if let prompt = options.appendSystemPrompt {
+      try Self.write(Array(prompt.utf8), to: systemPromptFile)
+    }
+    if !options.mcpServers.isEmpty {
+      try Self.write(JSONValue.object(["mcpServers": .object(options.mcpServers)]).encoded(), to: mcpFile)
+    }
+  }
+
+  private static func write(_ bytes: [UInt8], to path: String) throws(ClaudeFailure) {
+    // A new file each time: the agent can write here, and what it left must not be followed or kept readable.
+    unlink(path)
+    let file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
+    guard file >= 0 else { throw failure("create", path, errno) }
+    defer { close(file) }
+    var rest = bytes[...]
+    while !rest.isEmpty {
+      let count = rest.withUnsafeBytes { Glibc.write(file, $0.baseAddress, $0.count) }
+      guard count >= 0 || errno == EINTR else { throw failure("write", path, errno) }
+      rest = rest.dropFirst(max(0, count))
+    }
+  }
+
+  private static func failure(_ verb: String, _ path: String, _ number: CInt) -> ClaudeFailure {
+    let name = path.split(separator: "/").last ?? ""
+    return ClaudeFailure(
+      .startFailed,
+      "The session's configuration can't be prepared (\(verb) \(name): \(String(cString: strerror(number))))."
+    )
+  }
+
+  static func milliseconds(_ duration: Duration) -> Int64 {
+    duration.components.seconds * 1000 + duration.components.attoseconds / 1_000_000_000_000_000
+  }
+}
+
+/// What the CLI has recorded of a session. All of it blocks.
+struct Transcripts {
+  var session: ClaudeSession
+
+  /// The files of all conversations in the session's configuration directory.
+  private func files() -> [String] {
+    let projects = session.configDirectory + "/projects"
+    return Self.entries(of: projects).flatMap { project in
+      Self.entries(of: projects + "/" + project).filter { $0.hasSuffix(".jsonl") }
+        .map { "\(projects)/\(project)/\($0)" }
+    }
+  }
+
+  private func isOwn(_ file: String) -> Bool { file.hasSuffix("/\(session.id).jsonl") }
+
+  var hasOwn: Bool { files().contains(where: isOwn) }
+  var hasOthers: Bool { files().contains { !isOwn($0) } }
+
+  /// Removes the session's own, which the CLI refuses to resume and, while it is there, to begin anew.
+  func removeOwn() {
+    for file in files() where isOwn(file) { unlink(file) }
+  }
+
+  private static func entries(of path: String) -> [String] {
+    guard let directory = opendir(path) else { return [] }
+    defer { closedir(directory) }
+    var names: [String] = []
+    while let entry = readdir(directory) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      if name != "." && name != ".." { names.append(name) }
+    }
+    return names
+  }
+}
+
+/// Finding the CLI. Blocks.
+enum ClaudeExecutable {
+  static func find(_ configuration: ClaudeRunnerConfiguration) throws(ClaudeFailure) -> String {
+    let name = configuration.executable
+    guard !name.contains("/") else {
+      try check(name)
+      return name
+    }
+    for directory in configuration.searchPath.split(separator: ":") {
+      let path = "\(directory)/\(name)"
+      if access(path, X_OK) == 0, isFile(path) { return path }
+    }
+    throw ClaudeFailure(
+      .cliMissing,
+      "There is no '\(name)' on the search path. Install the Claude Code CLI or configure the path to it.")
+  }
+
+  private static func check(_ path: String) throws(ClaudeFailure) {
+    guard access(path, F_OK) == 0 else {
+      throw ClaudeFailure(
+        .cliMissing, "There is no Claude Code CLI at \(path). Install it or configure the path to it.")
+    }
+    guard isFile(path), access(path, X_OK) == 0 else {
+      throw ClaudeFailure(
+        .cliNotExecutable, "\(path) can't be executed. Make it an executable file, or configure another path."
+      )
+    }
+  }
+
+  private static func isFile(_ path: String) -> Bool {
+    var info = stat()
+    return stat(path, &info) == 0 && info.st_mode & S_IFMT == S_IFREG
+  }
+
+  /// Changes when the file is replaced.
+  static func identity(_ path: String) -> String {
+    var info = stat()
+    guard stat(path, &info) == 0 else { return "" }
+    return
+      "\(path) \(info.st_dev) \(info.st_ino) \(info.st_size) \(info.st_mtim.tv_sec).\(info.st_mtim.tv_nsec)"
+  }
+}

@@ -1,0 +1,65 @@
+import CLinux
+import Glibc
+import NIOPosix
+
+/// Finds and kills what outlives the CLI: tools that left its process group (each one does) or lost their
+/// parent. They are known by a variable of their environment.
+struct StrayProcesses: Sendable {
+  static let sessionVariable = "CLAUDE_API_SESSION_ID"
+  static let instanceVariable = "CLAUDE_API_INSTANCE"
+
+  /// A whole entry of the environment, `NAME=value`.
+  private let marker: [UInt8]
+
+  static func ofSession(_ id: String) -> StrayProcesses { StrayProcesses(sessionVariable, id) }
+  static func ofInstance(_ id: String) -> StrayProcesses { StrayProcesses(instanceVariable, id) }
+
+  private init(_ name: String, _ value: String) {
+    marker = Array("\(name)=\(value)".utf8)
+  }
+
+  /// Kills them with SIGKILL until there are none, in some 2 s at most.
+  ///
+  /// - Returns: how many there were. One that the kernel does not let die is given up on.
+  @discardableResult
+  func kill() async -> Int {
+    // Reading /proc may block, so it happens in a thread that is there for it.
+    do {
+      return try await NIOThreadPool.singleton.runIfActive { killNow() }
+    } catch {
+      return killNow()
+    }
+  }
+
+  private func killNow() -> Int {
+    var killed: Set<pid_t> = []
+    for round in 0..<100 {
+      let found = find()
+      guard !found.isEmpty else { break }
+      for pid in found {
+        let pidfd = clinux_pidfd_open(pid)
+        guard pidfd >= 0 else { continue }
+        defer { close(pidfd) }
+        // Looked at once more: until now the number could have passed to another process.
+        guard isMarked(pid) else { continue }
+        if clinux_pidfd_send_signal(pidfd, SIGKILL) == 0 { killed.insert(pid) }
+      }
+      usleep(round < 5 ? 1000 : 20_000)
+    }
+    if !killed.isEmpty { ProcessSupervisor.shared.reapOrphans() }
+    return killed.count
+  }
+
+  func find() -> [pid_t] {
+    let own = getpid()
+    let user = geteuid()
+    return ProcFS.numbers(in: "/proc").filter { pid in
+      pid != own && ProcFS.owner(of: pid) == user && isMarked(pid)
+    }
+  }
+
+  private func isMarked(_ pid: pid_t) -> Bool {
+    // A process that has ended but isn't reaped has no environment any more, so it is not found again.
+    ProcFS.bytes("/proc/\(pid)/environ").split(separator: 0).contains { $0.elementsEqual(marker) }
+  }
+}

@@ -1,0 +1,145 @@
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
+/// The events of a session from a place in its log on, as they come.
+///
+/// Every event of the log comes exactly once and in order, whatever was written while the stream was set up or
+/// fell behind. Making one costs nothing; reading begins with the iterator.
+public struct EventStream: Sendable {
+  /// Which part of a session's events to read.
+  public struct Selection: Hashable, Sendable {
+    /// Only events with greater numbers; 0 for all.
+    public var after: Int64
+    /// Only events of the log of these types; nil for all.
+    public var types: Set<String>?
+    /// Only events of this turn. The stream ends with it.
+    public var turn: UUID?
+    public var previews: Bool
+
+    public init(after: Int64 = 0, types: Set<String>? = nil, turn: UUID? = nil, previews: Bool = true) {
+      self.after = after
+      self.types = types
+      self.turn = turn
+      self.previews = previews
+    }
+  }
+
+  private let session: UUID
+  private let selection: Selection
+  private let store: any SessionStore
+  private let hub: EventHub
+
+  /// Events that are read from the store at a time.
+  private static let pageSize = 200
+
+  public init(session: UUID, selection: Selection, store: any SessionStore, hub: EventHub) {
+    self.session = session
+    self.selection = selection
+    self.store = store
+    self.hub = hub
+  }
+
+  /// Begins to read. `close()` must be called at the end.
+  public func makeIterator() -> Iterator { Iterator(self) }
+
+  public struct Iterator {
+    private let stream: EventStream
+    private let reader: EventReader
+    private var last: Int64
+    private var isBehind = true
+    private var isFinished = false
+    /// Whether the stream ended because its reader was too slow.
+    public private(set) var wasTooSlow = false
+
+    fileprivate init(_ stream: EventStream) {
+      self.stream = stream
+      last = stream.selection.after
+      reader = stream.hub.add(to: stream.session, wantsPreviews: stream.selection.previews)
+    }
+
+    /// Lets go of the place in the hub. May be called more than once.
+    public func close() { stream.hub.remove(reader) }
+
+    /// What has come, at least one frame; nil at the end of the stream, which is reached when the session is
+    /// deleted, the selected turn has ended, the reader is too slow, its task is cancelled, or the server stops.
+    ///
+    /// - Throws: ``SessionStoreError`` when the log can't be read.
+    public mutating func next() async throws(SessionStoreError) -> [EventFrame]? {
+      while !isFinished {
+        let frames = isBehind ? try await readLog() : await readLive()
+        if !frames.isEmpty { return frames }
+      }
+      return nil
+    }
+
+    private mutating func readLog() async throws(SessionStoreError) -> [EventFrame] {
+      if let end = reader.beginReading(), end != .terminated {
+        isFinished = true
+        return []
+      }
+      let session = stream.session
+      let events: [Event]
+      var seen = last
+      do throws(SessionStoreError) {
+        // With a choice of types the page doesn't tell how far the log has been looked through; this does.
+        if stream.selection.types != nil { seen = try await stream.store.lastSequence(of: session) }
+        events = try await stream.store.events(
+          of: session, after: last, limit: EventStream.pageSize, types: stream.selection.types)
+      } catch {
+        guard case .sessionNotFound = error else { throw error }
+        isFinished = true
+        return [.terminated(session)]
+      }
+      last = events.last?.sequence ?? last
+      if events.count < EventStream.pageSize {
+        last = max(last, seen)
+        isBehind = !reader.goLive()
+      }
+      return selected(events.lazy.map { EventFrame($0) })
+    }
+
+    private mutating func readLive() async -> [EventFrame] {
+      let (frames, end) = await reader.take()
+      if let end {
+        isFinished = true
+        wasTooSlow = end == .overrun
+        return end == .terminated ? [.terminated(stream.session)] : []
+      }
+      var next: [EventFrame] = []
+      next.reserveCapacity(frames.count)
+      for frame in frames {
+        guard case .event(let sequence) = frame.kind else {
+          next.append(frame)
+          continue
+        }
+        if sequence <= last { continue }
+        guard sequence == last + 1 else {
+          // The log has what is missing, and what has come after it.
+          reader.fallBehind()
+          isBehind = true
+          break
+        }
+        last = sequence
+        if stream.selection.types?.contains(frame.type) ?? true { next.append(frame) }
+      }
+      return selected(next)
+    }
+
+    /// The frames of the turn, if there is a choice, up to its end.
+    private mutating func selected(_ frames: some Sequence<EventFrame>) -> [EventFrame] {
+      guard let turn = stream.selection.turn else { return Array(frames) }
+      var selected: [EventFrame] = []
+      for frame in frames where frame.turnID == turn || frame.kind == .heartbeat {
+        selected.append(frame)
+        if EventLog.endsTurn(frame.type) {
+          isFinished = true
+          break
+        }
+      }
+      return selected
+    }
+  }
+}

@@ -1,0 +1,98 @@
+import ClaudeRunner
+import Foundation
+import JSONSupport
+import Sessions
+
+/// Runs the turns of sessions by the CLI.
+struct ClaudeTurnRunner: TurnRunner {
+  let runner: ClaudeRunner
+  let options: ClaudeOptions
+
+  func run(
+    _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
+  ) async throws(TurnRunFailure) -> TurnResult {
+    let session = ClaudeSession(
+      id: request.session.id.lowercaseString, workingDirectory: request.session.workspace,
+      configDirectory: request.configurationDirectory)
+    let turn = ClaudeTurn(
+      session: session, options: options, prompt: request.turn.prompt,
+      expectsHistory: request.session.hasConversation)
+    do throws(ClaudeFailure) {
+      let result = try await runner.run(turn, onMessage: { await onMessage($0.json) })
+      return TurnResult(
+        text: result.text, structuredOutput: result.structuredOutput, accounts: TurnAccounts(result))
+    } catch {
+      throw TurnRunFailure(error)
+    }
+  }
+
+  func interrupt(_ sessionID: UUID) async {
+    await runner.interrupt(session: sessionID.lowercaseString)
+  }
+
+  func stop(_ sessionID: UUID) async {
+    await runner.stop(session: sessionID.lowercaseString)
+  }
+}
+
+extension TurnAccounts {
+  fileprivate init(_ result: ClaudeTurnResult) {
+    self.init(
+      usage: TokenUsage(
+        inputTokens: result.usage.inputTokens, outputTokens: result.usage.outputTokens,
+        cacheReadTokens: result.usage.cacheReadTokens, cacheCreationTokens: result.usage.cacheCreationTokens),
+      costUSD: result.costUSD,
+      durationMilliseconds: result.duration.components.seconds * 1000
+        + result.duration.components.attoseconds / 1_000_000_000_000_000,
+      modelTurns: result.numTurns)
+  }
+}
+
+extension TurnRunFailure {
+  /// The end of the error output that a client is shown.
+  private static let shownErrorOutput = 500
+
+  fileprivate init(_ failure: ClaudeFailure) {
+    var detail = failure.message
+    let errorOutput = failure.errorOutput.trimmingCharacters(in: .whitespacesAndNewlines)
+    if !errorOutput.isEmpty {
+      detail += " The end of its error output: \(errorOutput.suffix(Self.shownErrorOutput))"
+    }
+    let partialText = failure.partial.flatMap { $0.text.isEmpty ? nil : $0.text }
+    self.init(
+      TurnFailure(
+        code: failure.code.rawValue, detail: detail, status: failure.code.httpStatus,
+        retryAfter: failure.code.httpRetryAfter(failure.retryAfter)),
+      isInterruption: failure.code == .interrupted || failure.code == .shuttingDown,
+      partialText: partialText, accounts: failure.partial.map(TurnAccounts.init) ?? TurnAccounts())
+  }
+}
+
+extension ClaudeFailure.Code {
+  /// The status of an answer whose turn failed so.
+  var httpStatus: Int {
+    switch self {
+    case .cliMissing, .cliNotExecutable, .cliIncompatible, .startFailed, .overloaded, .shuttingDown: 503
+    case .cliExited, .cliProtocolError, .lineTooLong, .outOfMemory, .notLoggedIn, .modelAuthFailed, .modelError,
+      .conversationLost, .structuredOutputMissing, .turnFailed:
+      502
+    case .modelTimeout, .stalled, .turnTimeout, .postResultHang: 504
+    case .rateLimited: 429
+    case .budgetExhausted: 402
+    case .maxTurns: 422
+    case .interrupted, .busy, .cancelled: 409
+    case .killed: 410
+    }
+  }
+
+  /// Seconds after which another try makes sense; for some failures also if nobody said when.
+  func httpRetryAfter(_ known: Duration?) -> Int? {
+    if let known { return max(1, Int(known.components.seconds)) }
+    switch self {
+    case .rateLimited: return 30
+    case .overloaded: return 10
+    case .shuttingDown: return 5
+    default: return nil
+    }
+  }
+}

@@ -1,0 +1,123 @@
+import ClaudeAPI
+import ClaudeRunner
+import Foundation
+import HummingbirdFastCGI
+import Logging
+import SQLiteStore
+import ServiceLifecycle
+import Sessions
+import Synchronization
+import UnixSignals
+import Workspaces
+
+/// Puts the parts of the responder together and runs them.
+struct Responder {
+  private let configuration: ServerConfiguration
+  private let logger: Logger
+
+  init(_ configuration: ServerConfiguration) {
+    self.configuration = configuration
+    let level = Logger.Level(rawValue: configuration.logLevel) ?? .info
+    LoggingSystem.bootstrap { label in
+      var handler = StreamLogHandler.standardError(label: label)
+      handler.logLevel = level
+      return handler
+    }
+    logger = Logger(label: "claude-api")
+  }
+
+  func run() async throws {
+    let workspaces = try Workspaces(
+      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
+    try Workspaces.makeDirectories(
+      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    let store = try await SQLiteSessionStore.open(
+      SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
+    var options = ClaudeOptions()
+    options.allowedTools = configuration.allowedTools
+    var bounds = SessionServiceConfiguration()
+    bounds.queueLimit = configuration.queueLength
+    let service = SessionService(
+      store: store, workspaces: workspaces, runner: ClaudeTurnRunner(runner: runner, options: options),
+      configuration: bounds, logger: logger)
+    // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
+    let examination = Mutex<Task<Void, Never>?>(nil)
+    let server = FastCGIServer(
+      responder: API(service: service, configuration: apiConfiguration).responder(),
+      configuration: transportConfiguration, logger: logger,
+      onListening: {
+        // Only now is it certain that no other responder uses this state.
+        await runner.killStrays()
+        try await service.start()
+        examination.withLock { $0 = Task { await report(runner) } }
+        logger.info(
+          "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
+      })
+    try await ServiceGroup(
+      services: [server], gracefulShutdownSignals: [.sigterm, .sigint],
+      logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
+    ).run()
+    logger.info("Stopping")
+    examination.withLock { $0?.cancel() }
+    await service.shutdown()
+    await runner.shutdown(grace: .seconds(5))
+    await store.close()
+    logger.info("Stopped")
+  }
+
+  /// Says at start what would otherwise be found out by the first message.
+  private func report(_ runner: ClaudeRunner) async {
+    do throws(ClaudeFailure) {
+      let probe = try await runner.probe()
+      logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
+    } catch {
+      guard !Task.isCancelled else { return }
+      logger.warning(
+        "The CLI can't be used; messages will fail until this is put right",
+        metadata: ["code": "\(error.code.rawValue)", "reason": "\(error.message)"])
+    }
+  }
+
+  private var runnerConfiguration: ClaudeRunnerConfiguration {
+    var runner = ClaudeRunnerConfiguration(instance: configuration.stateDirectory)
+    if let path = configuration.claudePath { runner.executable = path }
+    let environment = ProcessInfo.processInfo.environment
+    if let path = environment["PATH"] { runner.searchPath = path }
+    if let url = configuration.demoModelURL {
+      runner.credentials = ClaudeCredentials(apiKey: "demo", baseURL: url)
+    } else {
+      runner.credentials = ClaudeCredentials(
+        apiKey: environment["ANTHROPIC_API_KEY"], authToken: environment["ANTHROPIC_AUTH_TOKEN"],
+        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"], baseURL: environment["ANTHROPIC_BASE_URL"])
+    }
+    if let count = configuration.maximumProcesses { runner.maximumProcesses = count }
+    runner.maximumStarting = configuration.maximumStarting
+    runner.idleTimeout = configuration.idleTimeout
+    runner.startTimeout = configuration.startTimeout
+    runner.turnTimeout = configuration.turnTimeout
+    runner.stallTimeout = configuration.stallTimeout
+    runner.lineLimit = configuration.lineLimit
+    return runner
+  }
+
+  private var apiConfiguration: APIConfiguration {
+    var api = APIConfiguration(version: Server.version, model: model)
+    api.maximumBodyBytes = configuration.maximumBody
+    api.maximumPromptBytes = configuration.maximumPrompt
+    return api
+  }
+
+  private var model: APIConfiguration.Model {
+    if configuration.demoModelURL != nil { return .demo }
+    let url = ProcessInfo.processInfo.environment["ANTHROPIC_BASE_URL"].flatMap { URL(string: $0) }
+    return .configured(host: url?.host())
+  }
+
+  private var transportConfiguration: FastCGIServerConfiguration {
+    var transport = FastCGIServerConfiguration(address: .unixSocket(path: configuration.socketPath, mode: 0o660))
+    transport.maximumBodyBytes = configuration.maximumBody
+    transport.drainTimeout = configuration.drainTimeout
+    return transport
+  }
+}

@@ -1,0 +1,232 @@
+import AsyncHTTPClient
+import Foundation
+import JSONSupport
+import NIOCore
+import NIOFoundationCompat
+import NIOHTTP1
+import TestSupport
+
+/// The whole system in a directory of its own: demo model, responder, nginx.
+final class Stack: Sendable {
+  /// Which CLI the responder runs.
+  enum CLI: Sendable {
+    /// The double, which is fast and fails on command.
+    case fake
+    /// The real one.
+    case real(path: String)
+    /// Any file, also one that isn't there.
+    case file(String)
+  }
+
+  let directory: String
+  let nginx: Nginx
+  let modelURL: String
+  private let cli: CLI
+  private let settings: [String: String]
+  private let responderBox = ResponderBox()
+
+  private actor ResponderBox {
+    var child: ChildProcess?
+    func set(_ child: ChildProcess?) { self.child = child }
+  }
+
+  /// The real CLI, if the environment names it; scripts/test does.
+  static let realCLI: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
+
+  private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String]) {
+    self.directory = directory
+    self.nginx = nginx
+    self.modelURL = modelURL
+    self.cli = cli
+    self.settings = settings
+  }
+
+  /// Runs `body` with the system, and ends all of it afterwards.
+  ///
+  /// - Parameter settings: flags of the responder without their dashes.
+  static func run<T>(
+    cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
+    _ body: (Stack) async throws -> T
+  ) async throws -> T {
+    // Some systems at a time are enough for a small machine.
+    await Gate.shared.enter()
+    defer { Task { await Gate.shared.leave() } }
+    return try await withTemporaryDirectory { directory in
+      let portFile = directory + "/model.port"
+      return try await withChild(
+        [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
+      ) { model in
+        let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
+        return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
+          let stack = Stack(directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings)
+          do {
+            try await stack.startResponder()
+            let result = try await body(stack)
+            await stack.stopResponder()
+            return result
+          } catch {
+            await stack.stopResponder()
+            throw Failure("\(error)\n--- responder:\n\(stack.responderLog.suffix(4000))")
+          }
+        }
+      }
+    }
+  }
+
+  private actor Gate {
+    static let shared = Gate()
+    private var places = 3
+    private var waiting: [CheckedContinuation<Void, Never>] = []
+
+    func enter() async {
+      if places > 0 {
+        places -= 1
+      } else {
+        await withCheckedContinuation { waiting.append($0) }
+      }
+    }
+
+    func leave() {
+      if waiting.isEmpty { places += 1 } else { waiting.removeFirst().resume() }
+    }
+  }
+
+  struct Failure: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+  }
+
+  /// The directory of the built programs, which is that of the test bundle.
+  static func product(_ name: String) -> String {
+    let bundle = CommandLine.arguments.first { $0.hasSuffix(".xctest") } ?? CommandLine.arguments[0]
+    return URL(filePath: bundle).deletingLastPathComponent().appending(path: name).path()
+  }
+
+  private static func content(of path: String, by child: ChildProcess) async throws -> String {
+    for _ in 0..<3000 {
+      let found = text(of: path)
+      if !found.isEmpty { return found.trimmingCharacters(in: .whitespacesAndNewlines) }
+      if let exit = child.exit { throw Failure("the child ended with \(exit) before it wrote \(path)") }
+      try await Task.sleep(for: .milliseconds(10))
+    }
+    throw Failure("\(path) was not written")
+  }
+
+  // MARK: Responder
+
+  var responderLog: String { text(of: directory + "/responder.log") }
+  var workspaceRoot: String { directory + "/w" }
+  var stateDirectory: String { directory + "/state" }
+
+  var responder: ChildProcess? { get async { await responderBox.child } }
+
+  /// Starts the responder and waits until it is healthy through nginx.
+  func startResponder() async throws {
+    var flags = settings
+    flags["state-dir"] = stateDirectory
+    flags["workspace-root"] = workspaceRoot
+    flags["socket-path"] = directory + "/s/r.sock"
+    flags["demo-model-url"] = modelURL
+    flags["claude-path"] =
+      switch cli {
+      case .fake: Self.product("fake-claude")
+      case .real(let path), .file(let path): path
+      }
+    let child = try ChildProcess(
+      [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" },
+      environment: [
+        "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil,
+        "ANTHROPIC_BASE_URL": nil,
+      ],
+      output: directory + "/responder.log")
+    await responderBox.set(child)
+    for _ in 0..<3000 {
+      if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
+      if let answer = try? await get("/healthz"), answer.status == 200 { return }
+      try await Task.sleep(for: .milliseconds(10))
+    }
+    throw Failure("the responder did not become healthy")
+  }
+
+  @discardableResult
+  func stopResponder() async -> ChildProcess.Exit? {
+    guard let child = await responderBox.child else { return nil }
+    child.signal(SIGTERM)
+    let exit = await child.stop(grace: .seconds(60))
+    await responderBox.set(nil)
+    return exit
+  }
+
+  /// Ends the responder as the kernel would.
+  func killResponder() async {
+    guard let child = await responderBox.child else { return }
+    child.signal(SIGKILL)
+    _ = await child.waitForExit()
+    await responderBox.set(nil)
+  }
+
+  // MARK: Requests
+
+  struct Answer: Sendable {
+    let status: Int
+    let headers: HTTPHeaders
+    let body: [UInt8]
+
+    var text: String { String(decoding: body, as: UTF8.self) }
+    var json: JSONValue { get throws { try JSONValue(parsing: body) } }
+  }
+
+  func get(_ path: String, headers: HTTPHeaders = [:]) async throws -> Answer {
+    try await request(.GET, path, headers: headers)
+  }
+
+  func post(_ path: String, _ body: JSONValue, headers: HTTPHeaders = [:]) async throws -> Answer {
+    var headers = headers
+    headers.add(name: "Content-Type", value: "application/json")
+    return try await request(.POST, path, headers: headers, body: ByteBuffer(bytes: body.encoded()))
+  }
+
+  func request(
+    _ method: HTTPMethod, _ path: String, headers: HTTPHeaders = [:], body: ByteBuffer? = nil,
+    timeout: TimeAmount = .seconds(120)
+  ) async throws -> Answer {
+    var request = HTTPClientRequest(url: "http://127.0.0.1:\(nginx.port)\(path)")
+    request.method = method
+    request.headers = headers
+    if let body { request.body = .bytes(body) }
+    let response = try await HTTPClient.shared.execute(request, timeout: timeout)
+    return Answer(
+      status: Int(response.status.code), headers: response.headers,
+      body: Array(buffer: try await response.body.collect(upTo: 256 << 20)))
+  }
+
+  // MARK: Shortcuts
+
+  /// Creates a session and returns its id.
+  func createSession() async throws -> String {
+    let answer = try await post("/sessions", [:])
+    guard answer.status == 200, let id = try answer.json["session"]?["id"]?.stringValue else {
+      throw Failure("POST /sessions: \(answer.status) \(answer.text)")
+    }
+    return id
+  }
+
+  /// Sends a message and returns the response's text.
+  func say(_ prompt: String, to session: String) async throws -> String {
+    let answer = try await post("/sessions/\(session)/messages", ["prompt": .string(prompt)])
+    guard answer.status == 200, let text = try answer.json["response"]?.stringValue else {
+      throw Failure("message: \(answer.status) \(answer.text)")
+    }
+    return text
+  }
+
+  /// The processes whose environment names this responder's state directory or whose working directory lies in it.
+  func processesLeft() throws -> [Int32] {
+    try FileManager.default.contentsOfDirectory(atPath: "/proc").compactMap { Int32($0) }.filter { pid in
+      guard let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/cwd") else {
+        return false
+      }
+      return target.hasPrefix(directory + "/w/")
+    }
+  }
+}
