@@ -11,6 +11,7 @@ let swiftSettings: [SwiftSetting] = [
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
 let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
 let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
@@ -34,7 +35,7 @@ let package = Package(
     .package(
       url: "https://github.com/apple/swift-configuration", from: "1.4.0",
       traits: ["JSON", "CommandLineArguments"]),
-    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.0.0"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
@@ -54,7 +55,8 @@ let package = Package(
     .target(
       name: "ClaudeAPI",
       dependencies: [
-        "HummingbirdFastCGI", "JSONSupport", "Sessions", "Workspaces", httpTypes, hummingbird, logging, nioCore,
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", "Workspaces", crypto, httpTypes, hummingbird, logging,
+        nioCore,
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -89,15 +91,14 @@ let package = Package(
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
       swiftSettings: swiftSettings),
     .target(
-      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging], swiftSettings: swiftSettings),
+      name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),
     .target(
       name: "Workspaces",
       dependencies: [
         "CArchive", "CLinux",
-        .product(name: "Crypto", package: "swift-crypto"),
         .product(name: "HeapModule", package: "swift-collections"),
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
-        nioPosix,
+        crypto, nioPosix,
       ],
       swiftSettings: swiftSettings),
 
@@ -158,8 +159,13 @@ let package = Package(
     .target(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),
+    .target(
+      name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
+      path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "SessionsTests", dependencies: ["SessionStoreContract", "Sessions"], swiftSettings: swiftSettings),
+      name: "SessionsTests",
+      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",
       dependencies: [
