@@ -102,7 +102,9 @@ extension API {
             (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0) || $0 == UInt8(ascii: ".") || $0 == UInt8(ascii: "_")
           }
       })
-    else { throw QueryFields.invalid("types", "must be names of event types such as agent.message, with commas between") }
+    else {
+      throw QueryFields.invalid("types", "must be names of event types such as agent.message, with commas between")
+    }
     return Set(types)
   }
 

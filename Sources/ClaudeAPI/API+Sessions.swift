@@ -1,6 +1,7 @@
 import HTTPTypes
 import Hummingbird
 import Sessions
+import Workspaces
 
 #if canImport(FoundationEssentials)
   import FoundationEssentials
@@ -9,7 +10,7 @@ import Sessions
 #endif
 
 extension API {
-  func addSessionRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
     routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
     routes.add(
@@ -18,9 +19,8 @@ extension API {
     routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
   }
 
-  private func createSession(_ request: Request, _ context: some RequestContext) async throws -> Response {
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
+  private func createSession(_ request: Request, _ context: Context) async throws -> Response {
+    let (fields, archive) = try await sessionFields(request, context, known: ["initial_prompt", "session_name"])
     // An empty text is none, as it always was for these two.
     let name = try fields.string("session_name").flatMap { $0.isEmpty ? nil : $0 }
     if let name {
@@ -32,10 +32,26 @@ extension API {
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
       .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
-    let created = try await service.create(NewSession(name: name, initialPrompt: prompt, idempotency: claim))
+    guard claim == nil || archive == nil else {
+      throw Problem(
+        .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
+    }
+    // The agent sees its workspace only when the files of the archive are in it.
+    let created = try await service.create(
+      NewSession(name: name, initialPrompt: archive == nil ? prompt : nil, idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
-    if let turn = created.turn {
+    var firstTurn = created.turn
+    if let archive, let files {
+      do {
+        try await files.workspaces.install(archive, at: .root, of: created.session.id)
+        if let prompt { firstTurn = try await service.accept(prompt, for: created.session.id).turn }
+      } catch {
+        try await service.delete(created.session.id)
+        throw error
+      }
+    }
+    if let turn = firstTurn {
       outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
     }
     // With the time of its last use as it is now.
@@ -57,6 +73,17 @@ extension API {
       if let outcome, isUnderWay { json.field("turn", object: { $0.members(outcome, position: position) }) }
     }
     return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
+  }
+
+  /// The fields of a session that is to be made: JSON, or a form that may bring an archive.
+  private func sessionFields(
+    _ request: Request, _ context: Context, known: [String]
+  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
+    let limit = configuration.maximumBodyBytes
+    guard let files else { return (try await BodyFields(request, limit: limit, known: known), nil) }
+    if let form = try await files.sessionForm(request, context, known: known, limit: limit) { return form }
+    let request = try await files.withBodyInMemory(request, context, limit: limit)
+    return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
   private func listSessions(_ request: Request, _: some RequestContext) async throws -> Response {

@@ -17,7 +17,7 @@ public struct API: Sendable {
 
   let service: SessionService
   let configuration: APIConfiguration
-  private let files: FilesAPI?
+  let files: FilesAPI?
   let promptRules: PromptRules
 
   /// - Parameter files: the routes for files, if there are to be any.

@@ -35,6 +35,11 @@ struct BodyFields {
     guard case .object(let members) = value else {
       throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")
     }
+    try self.init(members, known: known)
+  }
+
+  /// Fields that came in another form than JSON.
+  init(_ members: [String: JSONValue], known: [String]) throws(Problem) {
     self.members = members
     self.known = known
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {

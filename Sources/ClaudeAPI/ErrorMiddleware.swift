@@ -29,6 +29,11 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as SessionServiceError: return Problem(error)
     case let error as FileError: return Problem(error)
     case let error as RelativePath.Malformation: return Problem(error)
+    case let error as UploadError: return Problem(error)
+    case MultipartError.malformed:
+      return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
+    case MultipartError.tooManyParts:
+      return Problem(.contentTooLarge, "too_many_parts", "The form has more parts than are allowed.")
     case let error as HTTPError where error.status == .notFound:
       let methods = routes.methods(for: request.uri.path)
       guard !methods.isEmpty else {

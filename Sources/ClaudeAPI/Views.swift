@@ -25,22 +25,26 @@ extension JSONWriter {
     field("result", turn.result)
     field("structured_output", json: turn.structuredOutput)
     if let failure = turn.failure {
-      field("error", object: { json in
-        json.field("code", failure.code)
-        json.field("detail", failure.detail)
-        json.field("status", failure.status.map(Int64.init))
-        json.field("retry_after", failure.retryAfter.map(Int64.init))
-      })
+      field(
+        "error",
+        object: { json in
+          json.field("code", failure.code)
+          json.field("detail", failure.detail)
+          json.field("status", failure.status.map(Int64.init))
+          json.field("retry_after", failure.retryAfter.map(Int64.init))
+        })
     } else {
       field("error", json: nil)
     }
     if let usage = turn.usage {
-      field("usage", object: { json in
-        json.field("input_tokens", usage.inputTokens)
-        json.field("output_tokens", usage.outputTokens)
-        json.field("cache_creation_input_tokens", usage.cacheCreationTokens)
-        json.field("cache_read_input_tokens", usage.cacheReadTokens)
-      })
+      field(
+        "usage",
+        object: { json in
+          json.field("input_tokens", usage.inputTokens)
+          json.field("output_tokens", usage.outputTokens)
+          json.field("cache_creation_input_tokens", usage.cacheCreationTokens)
+          json.field("cache_read_input_tokens", usage.cacheReadTokens)
+        })
     } else {
       field("usage", json: nil)
     }

@@ -25,6 +25,10 @@ public enum FileError: Error, Sendable, Equatable {
   /// The workspace would have more bytes or more entries than are allowed.
   case quotaExceeded(WorkspaceLimits.Kind, limit: Int64)
   case diskFull
+  /// The bytes are no archive of a known kind, or a damaged one.
+  case invalidArchive
+  /// An entry of the archive would lie or lead outside, or is no file, folder or link.
+  case unsafeArchive
   case system(WorkspaceError)
 
   init(_ operation: String, _ code: Int32 = errno) {

@@ -22,6 +22,12 @@ struct StagedFile: ~Copyable {
     self.directory = directory
   }
 
+  /// A file that is there already.
+  init(existing name: String, in directory: CInt) {
+    self.name = name
+    self.directory = directory
+  }
+
   deinit { unlinkat(directory, name, 0) }
 
   /// Becomes the file itself if it is on the same file system, or else a copy.
@@ -33,9 +39,7 @@ struct StagedFile: ~Copyable {
   /// Becomes a copy of a part of a file.
   func copy(_ source: CInt, from offset: Int64, size: Int64) throws(FileError) {
     let target = try create()
-    guard clinux_copy_range(source, off_t(offset), target.raw, UInt64(clamping: size)) == 0 else {
-      throw FileError("copy")
-    }
+    try copyRange(source, offset..<(offset + size), to: target.raw)
   }
 
   private func create() throws(FileError) -> Descriptor {
@@ -47,6 +51,13 @@ struct StagedFile: ~Copyable {
   }
 
   func status() throws(FileError) -> FileStatus { try FileStatus(of: Array(name.utf8)[...], in: directory) }
+}
+
+/// Copies a part of a file to where another one stands.
+func copyRange(_ source: CInt, _ range: Range<Int64>, to target: CInt) throws(FileError) {
+  guard clinux_copy_range(source, off_t(range.lowerBound), target, UInt64(range.count)) == 0 else {
+    throw FileError("copy")
+  }
 }
 
 /// Locks for sessions, of which some share one. They are held for a few system calls by threads that may wait.

@@ -101,7 +101,7 @@ extension Workspaces {
     _ body: BodyFile, at path: RelativePath, of session: UUID, conditions: WriteConditions = WriteConditions(),
     digests: [ExpectedDigest] = []
   ) async throws -> (isNew: Bool, status: FileStatus) {
-    try await runLong { [self] in
+    try await Self.runLong { [self] in
       let workspace = try workspace(session)
       // Looked at before the work, and again when it is done.
       try conditions.check(try existing(path, workspace.raw))
@@ -195,7 +195,7 @@ extension Workspaces {
     _ path: RelativePath, of session: UUID, isRecursive: Bool, conditions: WriteConditions = WriteConditions()
   ) async throws {
     guard let parentPath = path.parent else { throw FileError.permissionDenied }
-    try await runLong { [self] in
+    try await Self.runLong { [self] in
       let workspace = try workspace(session)
       let parent = try Beneath(directory: workspace.raw).directory(parentPath)
       let removed = try removeEntry(path.name, of: parent.raw, session, isRecursive, conditions)
@@ -227,7 +227,7 @@ extension Workspaces {
     return grave
   }
 
-  private func existing(_ path: RelativePath, _ workspace: CInt) throws(FileError) -> FileStatus? {
+  func existing(_ path: RelativePath, _ workspace: CInt) throws(FileError) -> FileStatus? {
     do throws(FileError) {
       return try Beneath(directory: workspace).reference(path).status()
     } catch .notFound {
@@ -241,7 +241,7 @@ extension Workspaces {
   ///
   /// - Throws: ``FileError``
   public func usage(of session: UUID) async throws -> WorkspaceUsage {
-    try await runLong { [self] in
+    try await Self.runLong { [self] in
       let workspace = try workspace(session)
       return try countUsage(of: session, workspace.raw)
     }

@@ -77,7 +77,7 @@ public final class Workspaces: Sendable {
   /// Removes what an earlier process was making when it ended. To be called when it is certain that no other
   /// process works in the same directories.
   public func removeLeftovers() async throws {
-    try await runLong { [self] in
+    try await Self.runLong { [self] in
       var cursor: DirectoryListing.Cursor?
       repeat {
         let (names, _, isComplete) = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
@@ -148,7 +148,9 @@ public final class Workspaces: Sendable {
   /// Removes both directories of a session with all that is in them; those that are gone already are no error.
   public func remove(_ session: UUID) async throws {
     let name = Self.name(session)
-    try await run { [rootDescriptor, configurationDescriptor] in
+    try await Self.runLong { [self] in
+      try removeUploads(session)
+      usageCache.forget(session)
       for parent in [rootDescriptor, configurationDescriptor] {
         guard clinux_remove_tree(parent, name) == 0 else {
           throw WorkspaceError(operation: "remove \(name)", errno: errno)
@@ -175,8 +177,8 @@ public final class Workspaces: Sendable {
   }
 
   /// Like `run`, for what may take longer than some system calls.
-  func runLong<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
-    try await Self.longThreads.runIfActive(body)
+  static func runLong<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    try await longThreads.runIfActive(body)
   }
 
   static func name(_ session: UUID) -> String { session.uuidString.lowercased() }

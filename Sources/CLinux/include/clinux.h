@@ -1,6 +1,8 @@
 #pragma once
 
 #include "file_tree.h"
+#include "find_bytes.h"
 #include "reactor_io.h"
 #include "safe_path.h"
 #include "spawn.h"
+#include "utf8_locale.h"

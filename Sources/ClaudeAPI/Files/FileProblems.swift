@@ -40,6 +40,14 @@ extension Problem {
         .insufficientStorage, "quota_exceeded", "This session would have more than \(limit) files and folders.")
     case .diskFull:
       self.init(.insufficientStorage, "disk_full", "The disk is full. Nothing was changed.")
+    case .invalidArchive:
+      self.init(
+        .unprocessableContent, "invalid_archive", "This is no whole tar or zip archive, or its packing is not known.")
+    case .unsafeArchive:
+      self.init(
+        .unprocessableContent, "unsafe_archive",
+        "The archive has an entry that would lie or lead outside, or that is no file, folder or link. Nothing was kept."
+      )
     case .system:
       self.init(.internalServerError, "workspace_failed", "The files of the session could not be used.")
     }

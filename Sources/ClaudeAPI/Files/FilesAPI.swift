@@ -20,6 +20,7 @@ public struct FilesAPI: Sendable {
   let service: SessionService
   let workspaces: Workspaces
   let configuration: FilesConfiguration
+  let archivePlaces: Places
 
   public init(
     service: SessionService, workspaces: Workspaces, configuration: FilesConfiguration = FilesConfiguration()
@@ -27,6 +28,7 @@ public struct FilesAPI: Sendable {
     self.service = service
     self.workspaces = workspaces
     self.configuration = configuration
+    archivePlaces = Places(configuration.maximumArchives)
   }
 
   func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
@@ -35,6 +37,9 @@ public struct FilesAPI: Sendable {
     }
     routes.add(.put, "/sessions/{session_id}/files/{path}", "Upload a file", to: router, put)
     routes.add(.delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", to: router, delete)
+    addFormRoutes(to: router, &routes)
+    addArchiveRoutes(to: router, &routes)
+    addUploadRoutes(to: router, &routes)
     routes.add(.post, "/sessions/{session_id}/folders", "Make a folder", to: router, makeFolder)
     routes.add(.post, "/sessions/{session_id}/move", "Move or rename a file or folder", to: router, move)
     routes.add(.get, "/sessions/{session_id}/usage", "Space that the files take", to: router, usage)
