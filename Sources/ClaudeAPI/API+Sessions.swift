@@ -86,7 +86,7 @@ extension API {
     return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
-  private func listSessions(_ request: Request, _: some RequestContext) async throws -> Response {
+  private func listSessions(_ request: Request, _: Context) async throws -> Response {
     let query = try QueryFields(request, known: ["cursor", "limit", "name", "status"])
     let isPaged = query.has("cursor") || query.has("limit")
     let page = try await service.sessions(
@@ -105,7 +105,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func showSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func showSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let session: Session
     if let cached = service.cachedSession(id) {
@@ -118,7 +118,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func deleteSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func deleteSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     try await service.delete(id)
     var json = JSONWriter()
@@ -129,7 +129,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func sendMessage(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func sendMessage(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true
