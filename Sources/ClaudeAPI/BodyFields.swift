@@ -70,6 +70,16 @@ struct BodyFields {
     }
   }
 
+  /// A whole number, or nil if the member is absent or null.
+  func integer(_ name: String) throws(Problem) -> Int64? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .int(let value): return value
+    case .double: throw invalid(name, "must be a whole number")
+    case let other?: throw invalid(name, "must be a number, not \(other.kind)")
+    }
+  }
+
   /// A boolean, or nil if the member is absent or null.
   func bool(_ name: String) throws(Problem) -> Bool? {
     switch members[name] {

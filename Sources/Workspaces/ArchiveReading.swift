@@ -2,6 +2,8 @@ import CArchive
 import CLinux
 import Glibc
 import NIOConcurrencyHelpers
+import NIOPosix
+import Synchronization
 
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
@@ -9,23 +11,39 @@ import NIOConcurrencyHelpers
   public import Foundation
 #endif
 
-/// An archive that was unpacked in the staging directory. It is removed unless it was installed.
+/// An archive that was unpacked in the staging directory. It can be installed once, and is removed when nobody holds
+/// it any more.
 public final class UnpackedArchive: Sendable {
-  fileprivate let name: String
-  fileprivate let staging: CInt
   /// What it holds.
   public let usage: WorkspaceUsage
-  /// Keeps the staging directory open.
+  fileprivate let name: String
+  /// Also keeps the staging directory open.
   private let workspaces: Workspaces
+  private let isRemoved = Mutex(false)
 
   fileprivate init(name: String, usage: WorkspaceUsage, _ workspaces: Workspaces) {
     self.name = name
     self.usage = usage
     self.workspaces = workspaces
-    staging = workspaces.stagingDescriptor
   }
 
-  deinit { _ = clinux_remove_tree(staging, name) }
+  /// Blocks while the tree is removed.
+  fileprivate func remove() {
+    guard
+      !isRemoved.withLock({ was in
+        defer { was = true }
+        return was
+      })
+    else { return }
+    _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
+  }
+
+  deinit {
+    guard !isRemoved.withLock({ $0 }) else { return }
+    Workspaces.longThreads.submit { [workspaces, name] _ in
+      _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
+    }
+  }
 }
 
 extension Workspaces {
@@ -67,10 +85,11 @@ extension Workspaces {
   /// - Throws: ``FileError``
   public func install(_ archive: UnpackedArchive, at path: RelativePath, of session: UUID) async throws {
     try await Self.runLong { [self] in
+      defer { archive.remove() }
       let workspace = try workspace(session)
       try checkRoom(bytes: archive.usage.bytes, entries: archive.usage.entries, of: session, workspace.raw)
       let source = try Descriptor(
-        openat(archive.staging, archive.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "openat")
+        openat(stagingDescriptor, archive.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "openat")
       let target = try Beneath(directory: workspace.raw).makingDirectory(path)
       let names = try readNames(of: source.raw, after: nil, limit: .max).names
       let lock = locks[session]

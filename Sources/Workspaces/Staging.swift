@@ -46,6 +46,14 @@ struct StagedFile: ~Copyable {
     try Descriptor(openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600), "create")
   }
 
+  /// Becomes a small file.
+  func write(_ content: Data) throws(FileError) {
+    let file = try create()
+    guard content.withUnsafeBytes({ Glibc.write(file.raw, $0.baseAddress, $0.count) }) == content.count else {
+      throw FileError("write")
+    }
+  }
+
   func setMode(_ mode: UInt32) throws(FileError) {
     guard fchmodat(directory, name, mode, 0) == 0 else { throw FileError("chmod") }
   }

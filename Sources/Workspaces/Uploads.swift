@@ -128,16 +128,15 @@ extension Workspaces {
     }
   }
 
-  /// Removes all uploads of a session.
-  func removeUploads(_ session: UUID) throws {
-    let all = openat(stagingDescriptor, Uploads.directory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-    guard all >= 0 else {
-      if errno == ENOENT { return }
-      throw WorkspaceError(operation: "open uploads", errno: errno)
-    }
-    defer { close(all) }
-    guard clinux_remove_tree(all, Self.name(session)) == 0 else {
-      throw WorkspaceError(operation: "remove uploads", errno: errno)
+  /// Removes all uploads and shares of a session.
+  func removeAttachments(_ session: UUID) throws {
+    for kind in [Uploads.directory, Self.shares] {
+      let all = openat(stagingDescriptor, kind, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+      if all < 0, errno == ENOENT { continue }
+      let directory = try Descriptor(all, "open \(kind)")
+      guard clinux_remove_tree(directory.raw, Self.name(session)) == 0 else {
+        throw WorkspaceError(operation: "remove \(kind)", errno: errno)
+      }
     }
   }
 
@@ -169,16 +168,7 @@ extension Workspaces {
   }
 
   private func save(_ upload: Upload, in directory: CInt) throws {
-    let staged = try StagedFile(in: directory)
-    let data = try JSONEncoder().encode(upload)
-    let file = try Descriptor(
-      openat(directory, staged.name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600), "create")
-    guard data.withUnsafeBytes({ write(file.raw, $0.baseAddress, $0.count) }) == data.count else {
-      throw FileError("write")
-    }
-    guard clinux_rename(directory, staged.name, directory, Uploads.infoName(upload.id), 1) == 0 else {
-      throw FileError("rename")
-    }
+    try writeWhole(try JSONEncoder().encode(upload), Uploads.infoName(upload.id), in: directory)
   }
 
   private func load(_ id: UUID, in directory: CInt) throws -> Upload {

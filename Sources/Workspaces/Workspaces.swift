@@ -1,6 +1,8 @@
 import CLinux
+import Crypto
 import Glibc
 public import NIOPosix
+import Synchronization
 
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
@@ -37,9 +39,10 @@ public final class Workspaces: Sendable {
   let stagingDescriptor: CInt
   let locks = SessionLocks()
   let usageCache = UsageCache()
+  let knownSigningKey = Mutex<SymmetricKey?>(nil)
   private let threads: NIOThreadPool
   /// For what may take long, so that short operations don't wait behind it.
-  private static let longThreads: NIOThreadPool = {
+  static let longThreads: NIOThreadPool = {
     let threads = NIOThreadPool(numberOfThreads: 4)
     threads.start()
     return threads
@@ -74,6 +77,8 @@ public final class Workspaces: Sendable {
     Glibc.close(stagingDescriptor)
   }
 
+  private static let keptInStaging = [Uploads.directory, shares, shareKey].map { Array($0.utf8) }
+
   /// Removes what an earlier process was making when it ended. To be called when it is certain that no other
   /// process works in the same directories.
   public func removeLeftovers() async throws {
@@ -81,7 +86,7 @@ public final class Workspaces: Sendable {
       var cursor: DirectoryListing.Cursor?
       repeat {
         let (names, _, isComplete) = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
-        for entry in names where entry.name != Array(Uploads.directory.utf8) {
+        for entry in names where !Self.keptInStaging.contains(entry.name) {
           guard withSystemName(entry.name[...], { clinux_remove_tree(stagingDescriptor, $0) }) == 0 else {
             throw WorkspaceError(operation: "remove leftovers", errno: errno)
           }
@@ -149,7 +154,7 @@ public final class Workspaces: Sendable {
   public func remove(_ session: UUID) async throws {
     let name = Self.name(session)
     try await Self.runLong { [self] in
-      try removeUploads(session)
+      try removeAttachments(session)
       usageCache.forget(session)
       for parent in [rootDescriptor, configurationDescriptor] {
         guard clinux_remove_tree(parent, name) == 0 else {

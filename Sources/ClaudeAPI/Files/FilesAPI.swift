@@ -40,6 +40,7 @@ public struct FilesAPI: Sendable {
     addFormRoutes(to: router, &routes)
     addArchiveRoutes(to: router, &routes)
     addUploadRoutes(to: router, &routes)
+    addShareRoutes(to: router, &routes)
     routes.add(.post, "/sessions/{session_id}/folders", "Make a folder", to: router, makeFolder)
     routes.add(.post, "/sessions/{session_id}/move", "Move or rename a file or folder", to: router, move)
     routes.add(.get, "/sessions/{session_id}/usage", "Space that the files take", to: router, usage)
@@ -61,12 +62,16 @@ public struct FilesAPI: Sendable {
   func filePath(
     _ request: Request, _ context: API.Context
   ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
+    let id = request.uri.path.utf8.dropFirst("/sessions/".utf8.count).prefix(36)
+    return try path(after: "/sessions/\(Substring(id))/files", request, context)
+  }
+
+  /// The path that comes after a prefix, which is written in the request without escapes.
+  func path(
+    after prefix: String, _ request: Request, _ context: API.Context
+  ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
     let raw = request.uri.path.utf8
-    let prefix = "/sessions/".utf8
-    let middle = "/files".utf8
-    guard raw.starts(with: prefix), raw.dropFirst(prefix.count + 36).starts(with: middle) else {
-      throw Problem(.emptyComponent)
-    }
+    guard raw.starts(with: prefix.utf8) else { throw Problem(.emptyComponent) }
     do throws(RelativePath.Malformation) {
       let whole = try RelativePath.decode(raw)
       if let document = context.parametersOfServer["DOCUMENT_URI"],
@@ -74,7 +79,7 @@ public struct FilesAPI: Sendable {
       {
         throw RelativePath.Malformation.dotComponent
       }
-      let rest = raw.dropFirst(prefix.count + 36 + middle.count)
+      let rest = raw.dropFirst(prefix.utf8.count)
       guard let first = rest.first else { return (.root, true) }
       guard first == UInt8(ascii: "/") else { throw RelativePath.Malformation.emptyComponent }
       if rest.count == 1 { return (.root, true) }
@@ -138,9 +143,12 @@ public struct FilesAPI: Sendable {
 
   /// Answers with a file or a listing.
   ///
-  /// - Parameter base: where the links of a listing lead.
+  /// - Parameters:
+  ///   - base: where the links of a listing lead.
+  ///   - shown: the path below the base, if that isn't the workspace.
   func read(
-    _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base
+    _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base,
+    shown: RelativePath? = nil
   ) async throws -> Response {
     let status: FileStatus
     if let known = workspaces.statusIfCached(path, of: id) {
@@ -155,7 +163,7 @@ public struct FilesAPI: Sendable {
       if endsWithSlash { throw FileError.notADirectory }
       return try send(path, of: id, request)
     case .directory:
-      return try await list(path, of: id, request, base)
+      return try await list(path, of: id, request, base, shown ?? path)
     }
   }
 
@@ -173,7 +181,7 @@ public struct FilesAPI: Sendable {
   }
 
   private func list(
-    _ path: RelativePath, of id: UUID, _ request: Request, _ base: ListingPage.Base
+    _ path: RelativePath, of id: UUID, _ request: Request, _ base: ListingPage.Base, _ shown: RelativePath
   ) async throws -> Response {
     let parameters = request.uri.queryParameters
     var limit = configuration.pageLength
@@ -200,7 +208,7 @@ public struct FilesAPI: Sendable {
       default: throw Problem(.badRequest, "invalid_parameter", "The parameter format must be json or html.")
       }
     let listing = try await workspaces.list(path, of: id, after: cursor, limit: limit)
-    let page = ListingPage(base: base, path: path, listing: listing, isFirst: cursor == nil, limit: limit)
+    let page = ListingPage(base: base, path: shown, listing: listing, isFirst: cursor == nil, limit: limit)
     return Response(
       status: .ok,
       headers: [
@@ -315,7 +323,7 @@ public struct FilesAPI: Sendable {
 
 extension BodyFields {
   /// A path below the workspace, as a text or, if its bytes are no UTF-8, in Base64.
-  func path(_ name: String, _ base64Name: String) throws(Problem) -> RelativePath {
+  func path(_ name: String, _ base64Name: String, mayBeRoot: Bool = false) throws(Problem) -> RelativePath {
     let bytes: [UInt8]
     if let text = try string(name) {
       bytes = Array(text.utf8)
@@ -331,7 +339,7 @@ extension BodyFields {
     } catch {
       throw Problem(error)
     }
-    guard !path.isRoot else { throw invalid(name, "must not be empty") }
+    guard mayBeRoot || !path.isRoot else { throw invalid(name, "must not be empty") }
     return path
   }
 }
