@@ -12,12 +12,12 @@ import Workspaces
 
 extension API {
   func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
-    routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
-    routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
+    routes.add(.post, "/sessions", "Create a new session", for: .change, to: router, createSession)
+    routes.add(.get, "/sessions", "List all sessions", for: .read, to: router, listSessions)
     routes.add(
-      .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
-    routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
-    routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+      .post, "/sessions/{session_id}/messages", "Send message to session", for: .change, to: router, sendMessage)
+    routes.add(.get, "/sessions/{session_id}", "Get session info", for: .read, to: router, showSession)
+    routes.add(.delete, "/sessions/{session_id}", "Delete session", for: .change, to: router, deleteSession)
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
@@ -35,7 +35,8 @@ extension API {
     // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
       NewSession(
-        name: name, initialPrompt: archive == nil ? prompt : nil, options: try Self.sessionOptions(fields),
+        name: name, initialPrompt: archive == nil ? prompt : nil, owner: Principal.current?.keyID,
+        options: try Self.sessionOptions(fields),
         metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
@@ -98,7 +99,8 @@ extension API {
         after: try query.integer("cursor", in: 0...Int64.max).map { SessionCursor(rawValue: $0) },
         limit: try query.integer("limit", in: 1...1000) ?? (isPaged ? 100 : nil),
         nameContains: try query.text("name"),
-        activity: try query.choice("status", SessionActivity.self)))
+        activity: try query.choice("status", SessionActivity.self),
+        owner: Principal.current?.listedOwner))
     let sessions = page.sessions
     var json = JSONWriter(capacity: 64 + sessions.count * 300)
     json.object { json in
@@ -146,7 +148,7 @@ extension API {
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
     let accepted = try await service.accept(
-      prompt, for: id, options: try Self.messageOptions(fields), idempotency: claim)
+      prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     let preference = AnswerPreference(request.headers)
     if preference.form == .stream {

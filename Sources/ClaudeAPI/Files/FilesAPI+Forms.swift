@@ -16,7 +16,7 @@ import Workspaces
 extension FilesAPI {
   func addFormRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
     for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
-      routes.add(.post, path, "Upload files of a form into a folder", to: router, postForm)
+      routes.add(.post, path, "Upload files of a form into a folder", for: .change, to: router, postForm)
     }
   }
 
