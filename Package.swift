@@ -121,6 +121,13 @@ let package = Package(
       swiftSettings: swiftSettings),
 
     // Tests, and the programs and code that they use
+    .testTarget(
+      name: "ClaudeAPITests",
+      dependencies: [
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", httpTypes, hummingbird,
+        logging, nioCore,
+      ],
+      swiftSettings: swiftSettings),
     .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "ClaudeRunnerTests",

@@ -1,6 +1,7 @@
 import HTTPTypes
 import Hummingbird
 import HummingbirdFastCGI
+import JSONSupport
 import NIOCore
 import Sessions
 import Workspaces
@@ -22,15 +23,10 @@ extension API {
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
-    let (fields, archive) = try await sessionFields(request, context, known: ["initial_prompt", "session_name"])
+    let (fields, archive) = try await sessionFields(
+      request, context, known: ["initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
-    let name = try fields.string("session_name").flatMap { $0.isEmpty ? nil : $0 }
-    if let name {
-      guard name.utf8.count <= 1000 else { throw fields.invalid("session_name", "must have at most 1000 bytes") }
-      guard !name.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
-        throw fields.invalid("session_name", "must not hold control characters")
-      }
-    }
+    let name = try Self.sessionName(fields)
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
       .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
@@ -40,7 +36,9 @@ extension API {
     }
     // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
-      NewSession(name: name, initialPrompt: archive == nil ? prompt : nil, idempotency: claim))
+      NewSession(
+        name: name, initialPrompt: archive == nil ? prompt : nil, options: try Self.sessionOptions(fields),
+        metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
     var firstTurn = created.turn
@@ -66,8 +64,14 @@ extension API {
     let position: Int? = if let outcome, isUnderWay { await service.position(of: outcome) } else { nil }
     var json = JSONWriter(capacity: 1024)
     json.object { json in
-      json.field("session", object: { $0.members(current) })
+      json.field(
+        "session",
+        object: { json in
+          json.members(current)
+          json.details(current)
+        })
       json.field("initial_response", outcome?.state == .completed ? outcome?.result ?? "" : nil)
+      if let structured = outcome?.structuredOutput { json.field("structured_output", json: structured) }
       if let outcome, let failure = outcome.failure {
         json.field("error", failure.detail)
         json.field("error_code", failure.code)
@@ -122,7 +126,10 @@ extension API {
       session = try await service.session(id)
     }
     var json = JSONWriter()
-    json.object { $0.members(session) }
+    json.object { json in
+      json.members(session)
+      json.details(session)
+    }
     return Self.json(json.finish())
   }
 
@@ -141,11 +148,13 @@ extension API {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true
-    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: ["prompt"])
+    let fields = try await BodyFields(
+      request, limit: configuration.maximumBodyBytes, known: ["prompt"] + Self.optionFields)
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
-    let accepted = try await service.accept(prompt, for: id, idempotency: claim)
+    let accepted = try await service.accept(
+      prompt, for: id, options: try Self.messageOptions(fields), idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     let preference = AnswerPreference(request.headers)
     if preference.form == .stream {
@@ -169,6 +178,7 @@ extension API {
       json.field("response", turn.result ?? "")
       json.field("timestamp", (turn.finishedAt ?? .now()).description)
       json.field("turn_id", turn.id.lowercaseString)
+      if let structured = turn.structuredOutput { json.field("structured_output", json: structured) }
     }
     return Self.json(json.finish(), headers)
   }

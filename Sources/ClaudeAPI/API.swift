@@ -44,6 +44,8 @@ public struct API: Sendable {
     addSessionRoutes(to: router, &routes)
     addTurnRoutes(to: router, &routes)
     addEventRoutes(to: router, &routes)
+    addControlRoutes(to: router, &routes)
+    addApprovalRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
     let index = index(routes)

@@ -33,7 +33,7 @@ public final class Workspaces: Sendable {
   public let configurationRoot: String
   public let limits: WorkspaceLimits
   let rootDescriptor: CInt
-  private let configurationDescriptor: CInt
+  let configurationDescriptor: CInt
   /// A directory beside the workspaces, on the same file system, in which files are made before they are moved to
   /// their place.
   let stagingDescriptor: CInt

@@ -38,8 +38,9 @@ struct Responder {
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
+    bounds.approvalTimeout = configuration.approvalTimeout
     let service = SessionService(
-      store: store, workspaces: workspaces, runner: ClaudeTurnRunner(runner: runner, options: options),
+      store: store, workspaces: workspaces, runner: ClaudeTurnRunner(runner: runner, defaults: options),
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)

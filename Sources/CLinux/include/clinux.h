@@ -1,5 +1,6 @@
 #pragma once
 
+#include "copy_tree.h"
 #include "file_tree.h"
 #include "find_bytes.h"
 #include "reactor_io.h"

@@ -105,7 +105,9 @@ extension FilesAPI {
       guard let text = String(validating: content, as: UTF8.self) else {
         throw Problem(.unprocessableContent, "invalid_field", "The field \"\(name)\" must be UTF-8.")
       }
-      members[name] = .string(text)
+      // Fields that aren't texts are written as JSON.
+      let isText = name == "session_name" || name == "initial_prompt"
+      members[name] = isText ? .string(text) : (try? JSONValue(parsing: content)) ?? .string(text)
     }
     return (try BodyFields(members, known: known), archive)
   }

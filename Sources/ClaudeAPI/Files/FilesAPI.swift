@@ -291,7 +291,7 @@ public struct FilesAPI: Sendable {
       request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
     let from = try fields.path("from", "from_base64")
     let target = try fields.path("to", "to_base64")
-    try await workspaces.move(from, to: target, of: id, replaces: try fields.bool("overwrite") ?? false)
+    try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
     var json = JSONWriter()
     json.object { json in
       json.field("path", target.displayText)

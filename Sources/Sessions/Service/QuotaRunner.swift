@@ -71,6 +71,10 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
 
   public func interrupt(_ sessionID: UUID) async { await base.interrupt(sessionID) }
 
+  public func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool {
+    await base.answerPermission(requestID, of: sessionID, answer)
+  }
+
   public func stop(_ sessionID: UUID) async { await base.stop(sessionID) }
 
   /// Looks after a workspace until it holds too much or the task is cancelled.
