@@ -1,6 +1,8 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
 import JSONSupport
+import NIOCore
 import Sessions
 import Workspaces
 
@@ -85,9 +87,15 @@ extension API {
     _ request: Request, _ context: Context, known: [String]
   ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
     let limit = configuration.maximumBodyBytes
-    guard let files else { return (try await BodyFields(request, limit: limit, known: known), nil) }
-    if let form = try await files.sessionForm(request, context, known: known, limit: limit) { return form }
-    let request = try await files.withBodyInMemory(request, context, limit: limit)
+    if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
+    var request = request
+    // nginx hands bodies over as files where one may be an archive.
+    if let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty {
+      guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
+        throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+      }
+      request = Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
+    }
     return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 

@@ -29,6 +29,7 @@ private final class GreedyRunner: TurnRunner {
   }
 
   func interrupt(_ sessionID: UUID) async { end.finish() }
+  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool { false }
   func stop(_ sessionID: UUID) async { end.finish() }
 }
 
