@@ -153,7 +153,10 @@ public struct SessionOptions: Hashable, Sendable {
   }
   public var maxTurns: Int? { values[.maxTurns]?.intValue.map(Int.init) }
   public var maxBudgetUSD: Double? { values[.maxBudgetUSD]?.doubleValue }
-  public var outputSchema: JSONValue? { values[.outputSchema].flatMap { $0.isNull ? nil : $0 } }
+  public var outputSchema: JSONValue? {
+    guard let schema = values[.outputSchema], !schema.isNull else { return Optional.none }
+    return schema
+  }
   public var mcpServers: [String: JSONValue] { values[.mcpServers]?.objectValue ?? [:] }
 
   private func texts(_ option: SessionOption) -> [String]? {
