@@ -117,7 +117,8 @@ import Testing
       _ = try await message.value
       try await stack.startResponder()
       let path = "/sessions/\(id)/approvals/\(approval["id"]?.stringValue ?? "")"
-      #expect(try await stack.get(path).json["state"] == "void")
+      let after = try await stack.get(path)
+      #expect(try after.json["state"] == "void", "\(after.text)")
       #expect(try await stack.post(path, ["decision": "allow"]).status == 409)
       let events = try await stack.events(id)
       #expect(events.contains { $0["type"] == "approval.resolved" && $0["state"] == "void" })
