@@ -53,7 +53,9 @@ let package = Package(
     // Libraries
     .target(
       name: "ClaudeAPI",
-      dependencies: ["HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore],
+      dependencies: [
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore,
+      ],
       swiftSettings: swiftSettings),
     .target(
       name: "ClaudeRunner",
@@ -109,6 +111,13 @@ let package = Package(
       swiftSettings: swiftSettings),
 
     // Tests, and the programs and code that they use
+    .testTarget(
+      name: "ClaudeAPITests",
+      dependencies: [
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", httpTypes, hummingbird,
+        logging, nioCore,
+      ],
+      swiftSettings: swiftSettings),
     .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "ClaudeRunnerTests",
@@ -143,6 +152,8 @@ let package = Package(
     .target(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
+    .testTarget(
+      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],

@@ -10,7 +10,7 @@ import Sessions
 #endif
 
 extension API {
-  func addEventRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addEventRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(
       .get, "/sessions/{session_id}/events", "Read the event log, or follow it as text/event-stream", to: router,
       events)
@@ -18,7 +18,7 @@ extension API {
       .get, "/sessions/{session_id}/messages", "Read the conversation", to: router, conversation)
   }
 
-  private func events(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func events(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["after", "deltas", "limit", "stream", "types"])
     let types = try Self.types(query)
@@ -47,7 +47,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func conversation(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func conversation(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["after", "limit"])
     let limit = try query.integer("limit", in: 1...1000) ?? 100
@@ -102,7 +102,9 @@ extension API {
             (UInt8(ascii: "a")...UInt8(ascii: "z")).contains($0) || $0 == UInt8(ascii: ".") || $0 == UInt8(ascii: "_")
           }
       })
-    else { throw QueryFields.invalid("types", "must be names of event types such as agent.message, with commas between") }
+    else {
+      throw QueryFields.invalid("types", "must be names of event types such as agent.message, with commas between")
+    }
     return Set(types)
   }
 

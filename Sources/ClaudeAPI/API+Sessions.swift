@@ -10,7 +10,7 @@ import Sessions
 #endif
 
 extension API {
-  func addSessionRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
     routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
     routes.add(
@@ -19,7 +19,7 @@ extension API {
     routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
   }
 
-  private func createSession(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func createSession(_ request: Request, _ context: Context) async throws -> Response {
     let fields = try await BodyFields(
       request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
@@ -63,7 +63,7 @@ extension API {
     return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
   }
 
-  private func listSessions(_ request: Request, _: some RequestContext) async throws -> Response {
+  private func listSessions(_ request: Request, _: Context) async throws -> Response {
     let query = try QueryFields(request, known: ["cursor", "limit", "name", "status"])
     let isPaged = query.has("cursor") || query.has("limit")
     let page = try await service.sessions(
@@ -82,7 +82,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func showSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func showSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let session: Session
     if let cached = service.cachedSession(id) {
@@ -98,7 +98,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func deleteSession(_: Request, _ context: some RequestContext) async throws -> Response {
+  private func deleteSession(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     try await service.delete(id)
     var json = JSONWriter()
@@ -109,7 +109,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func sendMessage(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func sendMessage(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true

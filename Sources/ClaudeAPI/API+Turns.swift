@@ -10,7 +10,7 @@ import Sessions
 #endif
 
 extension API {
-  func addTurnRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
+  func addTurnRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(.get, "/sessions/{session_id}/turns", "List the turns of a session", to: router, listTurns)
     routes.add(
       .get, "/sessions/{session_id}/turns/{turn_id}", "Get a turn; ?wait=30s waits for its end", to: router, showTurn)
@@ -19,7 +19,7 @@ extension API {
       cancelTurn)
   }
 
-  private func listTurns(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func listTurns(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["after", "limit"])
     let limit = try query.integer("limit", in: 1...200) ?? 50
@@ -39,7 +39,7 @@ extension API {
     return Self.json(json.finish())
   }
 
-  private func showTurn(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func showTurn(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["wait"])
     let wait = try query.duration("wait", upTo: .seconds(300))
@@ -48,7 +48,7 @@ extension API {
     return Self.json(await turnBody(turn))
   }
 
-  private func cancelTurn(_ request: Request, _ context: some RequestContext) async throws -> Response {
+  private func cancelTurn(_ request: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
     _ = try QueryFields(request, known: [])
     return Self.json(await turnBody(try await service.cancel(try Self.turnID(context), of: id)))
@@ -67,7 +67,7 @@ extension API {
     "/sessions/\(turn.sessionID.lowercaseString)/turns/\(turn.id.lowercaseString)"
   }
 
-  private static func turnID(_ context: some RequestContext) throws(Problem) -> UUID {
+  private static func turnID(_ context: Context) throws(Problem) -> UUID {
     guard let id = uuid("turn_id", context) else { throw Problem(SessionServiceError.turnNotFound) }
     return id
   }

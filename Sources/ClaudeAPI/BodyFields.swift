@@ -34,6 +34,9 @@ struct BodyFields {
     guard body.readableBytes > 0 else {
       throw Problem(.badRequest, "invalid_json", "The body is empty; send a JSON object.")
     }
+    guard String(validating: body.readableBytesView, as: UTF8.self) != nil else {
+      throw Problem(.badRequest, "invalid_json", "The body is not valid UTF-8.")
+    }
     let value: JSONValue
     do throws(JSONParsingError) {
       value = try JSONValue(parsing: body.readableBytesView)

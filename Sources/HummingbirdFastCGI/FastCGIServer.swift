@@ -28,7 +28,8 @@ where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context
   private let logger: Logger
   private let onListening: @Sendable () async throws -> Void
 
-  /// - Parameter onListening: runs once connections are accepted, before `run()` waits for the end.
+  /// - Parameter onListening: runs once the socket listens and no other server can have it. Connections that come
+  ///   meanwhile wait in the backlog until it returns.
   public init(
     responder: Responder, configuration: FastCGIServerConfiguration, logger: Logger,
     onListening: @escaping @Sendable () async throws -> Void = {}
@@ -55,8 +56,8 @@ where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context
       throw error
     }
     do {
-      try await listener.start()
       try await onListening()
+      try await listener.start()
     } catch {
       await listener.closeAll()
       socket.close()

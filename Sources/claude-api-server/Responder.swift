@@ -56,7 +56,8 @@ struct Responder {
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
       })
     try await ServiceGroup(
-      services: [server], gracefulShutdownSignals: [.sigterm, .sigint],
+      // They are stopped from the last to the first.
+      services: [server, StreamEnd(service: service)], gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
     logger.info("Stopping")
@@ -120,5 +121,15 @@ struct Responder {
     transport.maximumBodyBytes = configuration.maximumBody
     transport.drainTimeout = configuration.drainTimeout
     return transport
+  }
+}
+
+/// Ends the streams of events when a graceful shutdown begins: they would keep the server from coming to its end.
+private struct StreamEnd: Service {
+  let service: SessionService
+
+  func run() async throws {
+    defer { service.endStreams() }
+    try await gracefulShutdown()
   }
 }

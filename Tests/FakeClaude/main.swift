@@ -232,6 +232,12 @@ func perform(_ prompt: String) {
     emit(text: "\n")
     finish("after a huge line")
   case "say": finish(String(repeating: "y", count: number))
+  case "count":
+    for number in 1...max(1, number) {
+      say("\(number)")
+      usleep(2000)
+    }
+    finish("counted")
   case "delay":
     usleep(UInt32(number) * 1000)
     finish("after \(number) ms")

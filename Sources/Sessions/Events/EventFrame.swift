@@ -57,7 +57,9 @@ public final class EventFrame: Sendable {
     turnID = preview.turnID
     (serverSentEvent, json) = Self.encode(id: nil, type: preview.type, size: preview.payload.utf8.count + 256) {
       Event.writeJSON(
-        [("type", preview.type), ("session_id", session.lowercaseString), ("turn_id", preview.turnID?.lowercaseString)],
+        [
+          ("type", preview.type), ("session_id", session.lowercaseString), ("turn_id", preview.turnID?.lowercaseString),
+        ],
         preview.payload, to: &$0)
     }
   }

@@ -553,7 +553,7 @@ public actor SessionService {
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
   public nonisolated func eventStream(of id: UUID, _ selection: EventStream.Selection) -> EventStream {
-    EventStream(session: id, selection: selection, store: store, hub: hub)
+    EventStream(session: id, selection: selection, log: store, hub: hub)
   }
 
   /// Events of a session by number, ascending, after one of them.

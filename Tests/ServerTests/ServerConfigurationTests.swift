@@ -1,0 +1,93 @@
+import Foundation
+import TestSupport
+import Testing
+
+@testable import claude_api_server
+
+@Suite struct ServerConfigurationTests {
+  private func configuration(
+    _ arguments: [String] = [], _ environment: [String: String] = [:]
+  ) async throws -> ServerConfiguration {
+    try await ServerConfiguration(
+      arguments: arguments, environment: environment.merging(["HOME": "/home/x"]) { own, _ in own })
+  }
+
+  private func message(_ arguments: [String] = [], _ environment: [String: String] = [:]) async -> String {
+    do {
+      _ = try await configuration(arguments, environment)
+      return "no error"
+    } catch {
+      return "\(error)"
+    }
+  }
+
+  @Test func defaultsFollowFromTheHomeDirectory() async throws {
+    let plain = try await configuration()
+    #expect(plain.stateDirectory == "/home/x/.local/state/claude-api-server")
+    #expect(plain.workspaceRoot == plain.stateDirectory + "/workspaces")
+    #expect(plain.socketPath == plain.stateDirectory + "/run/responder.sock")
+    #expect(plain.queueLength == 16)
+    let other = try await configuration([], ["XDG_STATE_HOME": "/state"])
+    #expect(other.stateDirectory == "/state/claude-api-server")
+  }
+
+  @Test func flagsComeBeforeTheEnvironmentAndThatBeforeTheFile() async throws {
+    try await withTemporaryDirectory { directory in
+      let file = directory + "/settings.json"
+      try #"{"queue": {"max-length": 3}, "claude": {"idle-timeout": "7m"}, "drain": {"timeout": "9s"}}"#
+        .write(toFile: file, atomically: true, encoding: .utf8)
+      let result = try await configuration(
+        ["--queue-max-length=1", "--config-file", file],
+        ["CLAUDE_API_QUEUE_MAX_LENGTH": "2", "CLAUDE_API_CLAUDE_IDLE_TIMEOUT": "8m"])
+      #expect(result.queueLength == 1)
+      #expect(result.idleTimeout == .seconds(480))
+      #expect(result.drainTimeout == .seconds(9))
+    }
+  }
+
+  @Test func whatIsUnknownIsRefusedByName() async throws {
+    #expect(await message(["--queue-length", "3"]).contains("--queue-length"))
+    #expect(await message(["stray"]).contains("stray"))
+    #expect(await message(["--queue-max-length"]).contains("--queue-max-length needs a value"))
+    #expect(await message(["--log-level=info", "--log-level=debug"]).contains("--log-level is given twice"))
+    #expect(await message([], ["CLAUDE_API_QUEUE_LENGTH": "3"]).contains("CLAUDE_API_QUEUE_LENGTH"))
+    // The client's, the scripts' and the tests' variables share the prefix.
+    #expect(await message([], ["CLAUDE_API_URL": "x", "CLAUDE_API_PORT": "1", "CLAUDE_API_TEST_X": "1"]) == "no error")
+    try await withTemporaryDirectory { directory in
+      let file = directory + "/settings.json"
+      try #"{"queue": {"length": 3}}"#.write(toFile: file, atomically: true, encoding: .utf8)
+      #expect(await message(["--config-file", file]).contains("queue.length in \(file)"))
+      try "{".write(toFile: file, atomically: true, encoding: .utf8)
+      #expect(await message(["--config-file", file]).contains(file))
+      #expect(await message(["--config-file", directory + "/none"]).contains("none"))
+    }
+  }
+
+  @Test(arguments: [
+    ("--queue-max-length", "many"), ("--queue-max-length", "-1"), ("--queue-max-length", "10001"),
+    ("--claude-idle-timeout", "10"), ("--claude-idle-timeout", "0s"), ("--claude-idle-timeout", "-5s"),
+    ("--log-level", "loud"), ("--state-dir", ""),
+  ])
+  func badValuesAreRefusedByName(_ flag: String, _ value: String) async {
+    #expect(await message(["\(flag)=\(value)"]).contains(flag))
+  }
+
+  @Test func durationsAreReadAndWritten() {
+    for (text, duration) in [("250ms", Duration.milliseconds(250)), ("30s", .seconds(30)), ("2h", .seconds(7200))] {
+      #expect(Duration(setting: text) == duration)
+      #expect(duration.settingText == text)
+    }
+    for text in ["", "s", "5", "5d", "1.5s", "99999999999999999999h", "9223372036854775807h"] {
+      #expect(Duration(setting: text) == nil)
+    }
+  }
+
+  @Test func theReadmeListsEverySetting() throws {
+    let readme = try String(contentsOfFile: repositoryRoot + "/README.md", encoding: .utf8)
+    for setting in ServerConfiguration.Row.all + [Settings.fileSetting] {
+      let row =
+        "| `\(setting.key)` | \(setting.defaultText.replacing(",", with: ", ")) | \(setting.summary) |"
+      #expect(readme.contains(row), "the README has no row\n\(row)")
+    }
+  }
+}
