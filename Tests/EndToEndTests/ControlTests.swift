@@ -292,7 +292,7 @@ extension Stack {
     try await until { try await events(id).contains { $0["type"] == type } }
   }
 
-  private func until(_ condition: () async throws -> Bool) async throws {
+  func until(_ condition: () async throws -> Bool) async throws {
     for _ in 0..<3000 {
       if try await condition() { return }
       try await Task.sleep(for: .milliseconds(10))
