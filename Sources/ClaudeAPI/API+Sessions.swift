@@ -2,6 +2,7 @@ import HTTPTypes
 import Hummingbird
 import JSONSupport
 import Sessions
+import Workspaces
 
 #if canImport(FoundationEssentials)
   import FoundationEssentials
@@ -20,20 +21,35 @@ extension API {
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"] + Self.optionFields)
+    let (fields, archive) = try await sessionFields(
+      request, context, known: ["initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
     let name = try Self.sessionName(fields)
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
       .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
+    guard claim == nil || archive == nil else {
+      throw Problem(
+        .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
+    }
+    // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
       NewSession(
-        name: name, initialPrompt: prompt, options: try Self.sessionOptions(fields),
+        name: name, initialPrompt: archive == nil ? prompt : nil, options: try Self.sessionOptions(fields),
         metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
-    if let turn = created.turn {
+    var firstTurn = created.turn
+    if let archive, let files {
+      do {
+        try await files.workspaces.install(archive, at: .root, of: created.session.id)
+        if let prompt { firstTurn = try await service.accept(prompt, for: created.session.id).turn }
+      } catch {
+        try await service.delete(created.session.id)
+        throw error
+      }
+    }
+    if let turn = firstTurn {
       outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
     }
     // With the time of its last use as it is now.
@@ -61,6 +77,17 @@ extension API {
       if let outcome, isUnderWay { json.field("turn", object: { $0.members(outcome, position: position) }) }
     }
     return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
+  }
+
+  /// The fields of a session that is to be made: JSON, or a form that may bring an archive.
+  private func sessionFields(
+    _ request: Request, _ context: Context, known: [String]
+  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
+    let limit = configuration.maximumBodyBytes
+    guard let files else { return (try await BodyFields(request, limit: limit, known: known), nil) }
+    if let form = try await files.sessionForm(request, context, known: known, limit: limit) { return form }
+    let request = try await files.withBodyInMemory(request, context, limit: limit)
+    return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
   private func listSessions(_ request: Request, _: Context) async throws -> Response {

@@ -17,11 +17,14 @@ public struct API: Sendable {
 
   let service: SessionService
   let configuration: APIConfiguration
+  let files: FilesAPI?
   let promptRules: PromptRules
 
-  public init(service: SessionService, configuration: APIConfiguration) {
+  /// - Parameter files: the routes for files, if there are to be any.
+  public init(service: SessionService, configuration: APIConfiguration, files: FilesAPI? = nil) {
     self.service = service
     self.configuration = configuration
+    self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
   }
 
@@ -43,6 +46,7 @@ public struct API: Sendable {
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
+    files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
     let index = index(routes)
     routes.add(.get, "/", "API info", to: router) { _, _ in Self.json(index) }

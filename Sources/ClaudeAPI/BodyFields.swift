@@ -47,6 +47,11 @@ struct BodyFields {
     guard case .object(let members) = value else {
       throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")
     }
+    try self.init(members, known: known)
+  }
+
+  /// Fields that came in another form than JSON.
+  init(_ members: [String: JSONValue], known: [String]) throws(Problem) {
     self.members = members
     self.known = known
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {
@@ -86,6 +91,17 @@ struct BodyFields {
     }
   }
 
+  /// A whole number, or nil if the member is absent or null.
+  func integer(_ name: String) throws(Problem) -> Int64? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .int(let value): return value
+    case .double: throw invalid(name, "must be a whole number")
+    case let other?: throw invalid(name, "must be a number, not \(other.kind)")
+    }
+  }
+
+  /// A boolean, or nil if the member is absent or null.
   func boolean(_ name: String) throws(Problem) -> Bool? {
     switch members[name] {
     case nil, .null: return nil

@@ -2,6 +2,7 @@ import HTTPTypes
 import Hummingbird
 import Logging
 import Sessions
+import Workspaces
 
 /// Turns every error into a problem document, and logs those that are the server's.
 struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
@@ -28,6 +29,14 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as SessionServiceError: return Problem(error)
     case let error as SessionOptionError:
       return BodyFields.invalid(error.option.rawValue, error.requirement)
+    case let error as FileError: return Problem(error)
+    case let error as RelativePath.Malformation: return Problem(error)
+    case let error as UploadError: return Problem(error)
+    case let error as ShareError: return Problem(error)
+    case MultipartError.malformed:
+      return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
+    case MultipartError.tooManyParts:
+      return Problem(.contentTooLarge, "too_many_parts", "The form has more parts than are allowed.")
     case let error as HTTPError where error.status == .notFound:
       let methods = routes.methods(for: request.uri.path)
       guard !methods.isEmpty else {
