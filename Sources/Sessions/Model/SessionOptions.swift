@@ -60,6 +60,15 @@ public struct SessionOptions: Hashable, Sendable {
     public var denied: [String] = []
 
     public var isEmpty: Bool { allowed.isEmpty && denied.isEmpty }
+
+    /// Adds rules as far as they can be kept. They hold words of the agent's, and become part of a list: one that
+    /// the CLI could take for the end of a rule and the beginning of another is left out.
+    mutating func add(_ rules: [String], _ decision: ApprovalVerdict.Decision) {
+      let list = decision == .allow ? \Self.allowed : \Self.denied
+      for rule in rules where SessionOption.isPlainRule(rule) && !self[keyPath: list].contains(rule) {
+        self[keyPath: list].append(rule)
+      }
+    }
   }
 
   private var values: [SessionOption: JSONValue] = [:]
@@ -153,7 +162,10 @@ public struct SessionOptions: Hashable, Sendable {
   }
   public var maxTurns: Int? { values[.maxTurns]?.intValue.map(Int.init) }
   public var maxBudgetUSD: Double? { values[.maxBudgetUSD]?.doubleValue }
-  public var outputSchema: JSONValue? { values[.outputSchema].flatMap { $0.isNull ? nil : $0 } }
+  public var outputSchema: JSONValue? {
+    guard let schema = values[.outputSchema], !schema.isNull else { return Optional.none }
+    return schema
+  }
   public var mcpServers: [String: JSONValue] { values[.mcpServers]?.objectValue ?? [:] }
 
   private func texts(_ option: SessionOption) -> [String]? {
@@ -220,6 +232,13 @@ extension SessionOption {
       if depth == 0 && offset < rest.count - 1 { return false }
     }
     return depth == 0 && rest.count > 2
+  }
+
+  /// Whether it is a rule in whose parentheses is nothing that could mean something in a list of rules.
+  fileprivate static func isPlainRule(_ text: String) -> Bool {
+    guard isRule(text) else { return false }
+    return text.utf8.drop { $0 != UInt8(ascii: "(") }.dropFirst().dropLast()
+      .allSatisfy { ![UInt8(ascii: "("), UInt8(ascii: ")"), UInt8(ascii: "\\")].contains($0) }
   }
 
   private static func isNameByte(_ byte: UInt8) -> Bool {

@@ -28,7 +28,8 @@ public struct ApprovalVerdict: Hashable, Sendable {
   /// An object that takes the place of the tool's input. Only with `allow`.
   public var updatedInput: JSONValue?
   /// Whether later calls that fall under the same rules of the CLI (or, where it has none, of the same tool) are
-  /// decided so without asking. The rules are added to the session's options.
+  /// decided so without asking. The rules are added to the session's options; those that hold parentheses or
+  /// backslashes can't be, and hold until the end of the turn.
   public var remember: Bool
 
   public init(

@@ -101,10 +101,7 @@ extension SessionService {
     do throws(SessionServiceError) {
       _ = try await change(id) { session in
         var options = SessionOptions(stored: session.options)
-        switch decision {
-        case .allow: options.remembered.allowed += rules.filter { !options.remembered.allowed.contains($0) }
-        case .deny: options.remembered.denied += rules.filter { !options.remembered.denied.contains($0) }
-        }
+        options.remembered.add(rules, decision)
         return (SessionUpdate(options: options.stored), [])
       }
     } catch {
