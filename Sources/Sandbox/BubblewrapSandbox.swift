@@ -171,36 +171,42 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     rmdir(directory)
   }
 
-  /// Runs a command for at most 20 s.
+  /// Runs a command for at most 20 s, with an empty environment.
   private static func run(_ command: [String], output path: String) async throws -> (status: Int32, text: String) {
-    guard FileManager.default.createFile(atPath: path, contents: nil) else {
-      throw SandboxError("\(path) can't be written.")
-    }
-    let output = try FileHandle(forUpdating: URL(filePath: path))
-    let process = Process()
-    process.executableURL = URL(filePath: command[0])
-    process.arguments = Array(command.dropFirst())
-    process.environment = [:]
-    process.standardInput = FileHandle.nullDevice
-    process.standardOutput = output
-    process.standardError = output
-    let (ends, end) = AsyncStream<Int32>.makeStream()
-    process.terminationHandler = { process in
-      end.yield(process.terminationStatus)
-      end.finish()
-    }
-    try process.run()
-    let pid = process.processIdentifier
+    let pid = try spawn(command, output: path)
     let timer = Task {
       try await Task.sleep(for: .seconds(20))
-      // It hasn't been reaped, or this task would have been cancelled.
+      // Not reaped yet, or this task would have been cancelled.
       kill(pid, SIGKILL)
     }
-    var status: Int32 = -1
-    for await value in ends { status = value }
-    timer.cancel()
-    try output.seek(toOffset: 0)
-    let text = String(decoding: try output.read(upToCount: 2000) ?? Data(), as: UTF8.self)
+    let status: Int32 = await withCheckedContinuation { continuation in
+      Thread.detachNewThread {
+        var information = siginfo_t()
+        // It stays to be reaped until the timer can't hit another process of its number.
+        while waitid(P_PID, id_t(pid), &information, WEXITED | WNOWAIT) != 0, errno == EINTR {}
+        timer.cancel()
+        var status: Int32 = 0
+        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        continuation.resume(returning: status)
+      }
+    }
+    let text = String(decoding: (FileManager.default.contents(atPath: path) ?? Data()).prefix(2000), as: UTF8.self)
     return (status, text.trimmingCharacters(in: .whitespacesAndNewlines))
+  }
+
+  private static func spawn(_ command: [String], output path: String) throws(SandboxError) -> pid_t {
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+    posix_spawn_file_actions_addopen(&actions, 1, path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+    posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    var arguments = command.map { strdup($0) } + [nil]
+    defer { for argument in arguments { free(argument) } }
+    var environment: [UnsafeMutablePointer<CChar>?] = [nil]
+    var pid: pid_t = 0
+    let code = posix_spawn(&pid, command[0], &actions, nil, &arguments, &environment)
+    guard code == 0 else { throw SandboxError("\(command[0]) can't be run: \(String(cString: strerror(code)))") }
+    return pid
   }
 }
