@@ -47,6 +47,7 @@ let package = Package(
   ],
   targets: [
     // C
+    .systemLibrary(name: "CArchive", pkgConfig: "libarchive", providers: [.apt(["libarchive-dev"])]),
     .systemLibrary(name: "CFastCGI", pkgConfig: "fcgi", providers: [.apt(["libfcgi-dev"])]),
     .target(name: "CLinux"),
 
@@ -54,7 +55,8 @@ let package = Package(
     .target(
       name: "ClaudeAPI",
       dependencies: [
-        "HummingbirdFastCGI", "JSONSupport", "Sessions", crypto, httpTypes, hummingbird, logging, nioCore,
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", "Workspaces", crypto, httpTypes, hummingbird, logging,
+        nioCore,
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -91,7 +93,15 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(
       name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),
-    .target(name: "Workspaces", dependencies: ["CLinux", nioPosix], swiftSettings: swiftSettings),
+    .target(
+      name: "Workspaces",
+      dependencies: [
+        "CArchive", "CLinux",
+        .product(name: "HeapModule", package: "swift-collections"),
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+        crypto, nioPosix,
+      ],
+      swiftSettings: swiftSettings),
 
     // Programs
     .executableTarget(
@@ -142,6 +152,13 @@ let package = Package(
       name: "fake-claude", dependencies: ["JSONSupport"], path: "Tests/FakeClaude",
       swiftSettings: swiftSettings + [.defaultIsolation(MainActor.self)]),
     .testTarget(
+      name: "FilesTests",
+      dependencies: [
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
+        hummingbird, logging, serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .testTarget(
       name: "HummingbirdFastCGITests",
       dependencies: ["CLinux", "HummingbirdFastCGI", httpTypes, hummingbird, logging, serviceLifecycle],
       swiftSettings: swiftSettings),
@@ -172,5 +189,6 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
   ]
 )

@@ -1,6 +1,10 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
+import JSONSupport
+import NIOCore
 import Sessions
+import Workspaces
 
 #if canImport(FoundationEssentials)
   import FoundationEssentials
@@ -19,25 +23,36 @@ extension API {
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["initial_prompt", "session_name"])
+    let (fields, archive) = try await sessionFields(
+      request, context, known: ["initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
-    let name = try fields.string("session_name").flatMap { $0.isEmpty ? nil : $0 }
-    if let name {
-      guard name.utf8.count <= 1000 else { throw fields.invalid("session_name", "must have at most 1000 bytes") }
-      guard !name.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
-        throw fields.invalid("session_name", "must not hold control characters")
-      }
-    }
+    let name = try Self.sessionName(fields)
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
       .map { text throws(Problem) in try promptRules.check(text, field: "initial_prompt", fields) }
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
+    guard claim == nil || archive == nil else {
+      throw Problem(
+        .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
+    }
+    // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
       NewSession(
-        name: name, initialPrompt: prompt, owner: Principal.current?.keyID, idempotency: claim))
+        name: name, initialPrompt: archive == nil ? prompt : nil, owner: Principal.current?.keyID,
+        options: try Self.sessionOptions(fields),
+        metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
-    if let turn = created.turn {
+    var firstTurn = created.turn
+    if let archive, let files {
+      do {
+        try await files.workspaces.install(archive, at: .root, of: created.session.id)
+        if let prompt { firstTurn = try await service.accept(prompt, for: created.session.id).turn }
+      } catch {
+        try await service.delete(created.session.id)
+        throw error
+      }
+    }
+    if let turn = firstTurn {
       outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
     }
     // With the time of its last use as it is now.
@@ -50,8 +65,14 @@ extension API {
     let position: Int? = if let outcome, isUnderWay { await service.position(of: outcome) } else { nil }
     var json = JSONWriter(capacity: 1024)
     json.object { json in
-      json.field("session", object: { $0.members(current) })
+      json.field(
+        "session",
+        object: { json in
+          json.members(current)
+          json.details(current)
+        })
       json.field("initial_response", outcome?.state == .completed ? outcome?.result ?? "" : nil)
+      if let structured = outcome?.structuredOutput { json.field("structured_output", json: structured) }
       if let outcome, let failure = outcome.failure {
         json.field("error", failure.detail)
         json.field("error_code", failure.code)
@@ -59,6 +80,23 @@ extension API {
       if let outcome, isUnderWay { json.field("turn", object: { $0.members(outcome, position: position) }) }
     }
     return Self.json(json.finish(), status: isUnderWay ? .accepted : .ok, headers)
+  }
+
+  /// The fields of a session that is to be made: JSON, or a form that may bring an archive.
+  private func sessionFields(
+    _ request: Request, _ context: Context, known: [String]
+  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
+    let limit = configuration.maximumBodyBytes
+    if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
+    var request = request
+    // nginx hands bodies over as files where one may be an archive.
+    if let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty {
+      guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
+        throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+      }
+      request = Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
+    }
+    return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
   private func listSessions(_ request: Request, _: Context) async throws -> Response {
@@ -90,7 +128,10 @@ extension API {
       session = try await service.session(id)
     }
     var json = JSONWriter()
-    json.object { $0.members(session) }
+    json.object { json in
+      json.members(session)
+      json.details(session)
+    }
     return Self.json(json.finish())
   }
 
@@ -109,12 +150,13 @@ extension API {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true
-    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: ["prompt"])
+    let fields = try await BodyFields(
+      request, limit: configuration.maximumBodyBytes, known: ["prompt"] + Self.optionFields)
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
     let accepted = try await service.accept(
-      prompt, for: id, owner: Principal.current?.keyID, idempotency: claim)
+      prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     let preference = AnswerPreference(request.headers)
     if preference.form == .stream {
@@ -138,6 +180,7 @@ extension API {
       json.field("response", turn.result ?? "")
       json.field("timestamp", (turn.finishedAt ?? .now()).description)
       json.field("turn_id", turn.id.lowercaseString)
+      if let structured = turn.structuredOutput { json.field("structured_output", json: structured) }
     }
     return Self.json(json.finish(), headers)
   }

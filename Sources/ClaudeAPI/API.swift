@@ -17,15 +17,21 @@ public struct API: Sendable {
 
   let service: SessionService
   let configuration: APIConfiguration
+  let files: FilesAPI?
   let promptRules: PromptRules
   private let keys: (any KeyStore)?
 
-  /// - Parameter keys: against which requests are checked. Nil checks nothing, for a server that has seen to it
-  ///   otherwise who can reach it.
-  public init(service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil) {
+  /// - Parameters:
+  ///   - keys: against which requests are checked. Nil checks nothing, for a server that has seen to it otherwise
+  ///     who can reach it.
+  ///   - files: the routes for files, if there are to be any.
+  public init(
+    service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
+  ) {
     self.service = service
     self.keys = keys
     self.configuration = configuration
+    self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
   }
 
@@ -52,6 +58,9 @@ public struct API: Sendable {
     addSessionRoutes(to: router, &routes)
     addTurnRoutes(to: router, &routes)
     addEventRoutes(to: router, &routes)
+    addControlRoutes(to: router, &routes)
+    addApprovalRoutes(to: router, &routes)
+    files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)
     routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in Self.json(index) }

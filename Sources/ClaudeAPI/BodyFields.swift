@@ -10,8 +10,12 @@ struct BodyFields {
   private let known: [String]
 
   /// Reads the body of a request, which must be a JSON object with no members but those in `known`.
-  init(_ request: Request, limit: Int, known: [String]) async throws {
-    if let type = request.headers[.contentType], !Self.isJSON(type) {
+  ///
+  /// - Parameter isOptional: whether no body at all counts as an empty object.
+  init(_ request: Request, limit: Int, known: [String], isOptional: Bool = false) async throws {
+    if let type = request.headers[.contentType], !Self.isJSON(type),
+      !isOptional || request.headers[.contentLength] != "0"
+    {
       throw Problem(
         .unsupportedMediaType, "unsupported_media_type",
         "The body must be JSON; send it with Content-Type: application/json.")
@@ -21,6 +25,10 @@ struct BodyFields {
       body = try await request.body.collect(upTo: limit)
     } catch is NIOTooManyBytesError {
       throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+    }
+    if isOptional, body.readableBytes == 0 {
+      try self.init([:], known: known)
+      return
     }
     guard body.readableBytes > 0 else {
       throw Problem(.badRequest, "invalid_json", "The body is empty; send a JSON object.")
@@ -38,12 +46,17 @@ struct BodyFields {
     guard case .object(let members) = value else {
       throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")
     }
+    try self.init(members, known: known)
+  }
+
+  /// Fields that came in another form than JSON.
+  init(_ members: [String: JSONValue], known: [String]) throws(Problem) {
     self.members = members
     self.known = known
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {
       throw Problem(
         .unprocessableContent, "unknown_field",
-        "There is no field \(quoted(unknown)) here; the fields are \(known.joined(separator: ", ")).")
+        "There is no field \(Self.quoted(unknown)) here; the fields are \(known.joined(separator: ", ")).")
     }
   }
 
@@ -65,11 +78,44 @@ struct BodyFields {
     }
   }
 
-  func invalid(_ name: String, _ what: String) -> Problem {
+  /// The member as it is, also if it is null; nil if it is absent.
+  subscript(name: String) -> JSONValue? { members[name] }
+
+  /// An object, or nil if the member is absent or null.
+  func object(_ name: String) throws(Problem) -> [String: JSONValue]? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .object(let object): return object
+    case let other?: throw invalid(name, "must be an object, not \(other.kind)")
+    }
+  }
+
+  /// A whole number, or nil if the member is absent or null.
+  func integer(_ name: String) throws(Problem) -> Int64? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .int(let value): return value
+    case .double: throw invalid(name, "must be a whole number")
+    case let other?: throw invalid(name, "must be a number, not \(other.kind)")
+    }
+  }
+
+  /// A boolean, or nil if the member is absent or null.
+  func boolean(_ name: String) throws(Problem) -> Bool? {
+    switch members[name] {
+    case nil, .null: return nil
+    case .bool(let value): return value
+    case let other?: throw invalid(name, "must be true or false, not \(other.kind)")
+    }
+  }
+
+  func invalid(_ name: String, _ what: String) -> Problem { Self.invalid(name, what) }
+
+  static func invalid(_ name: String, _ what: String) -> Problem {
     Problem(.unprocessableContent, "invalid_field", "The field \(quoted(name)) \(what).")
   }
 
-  private func quoted(_ name: String) -> String {
+  private static func quoted(_ name: String) -> String {
     // Names come from the client; a long one isn't worth repeating.
     "\"\(name.count <= 64 ? name : "\(name.prefix(64))…")\""
   }

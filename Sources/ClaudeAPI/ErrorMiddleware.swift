@@ -2,6 +2,7 @@ import HTTPTypes
 import Hummingbird
 import Logging
 import Sessions
+import Workspaces
 
 /// Turns every error into a problem document, and logs those that are the server's.
 struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
@@ -26,6 +27,16 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     switch error {
     case let problem as Problem: return problem
     case let error as SessionServiceError: return Problem(error)
+    case let error as SessionOptionError:
+      return BodyFields.invalid(error.option.rawValue, error.requirement)
+    case let error as FileError: return Problem(error)
+    case let error as RelativePath.Malformation: return Problem(error)
+    case let error as UploadError: return Problem(error)
+    case let error as ShareError: return Problem(error)
+    case MultipartError.malformed:
+      return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
+    case MultipartError.tooManyParts:
+      return Problem(.contentTooLarge, "too_many_parts", "The form has more parts than are allowed.")
     case let error as HTTPError where error.status == .notFound:
       let methods = routes.methods(for: request.uri.path)
       guard !methods.isEmpty else {
@@ -69,6 +80,17 @@ extension Problem {
         .conflict, "turn_running", "The turn is running; POST /sessions/{session_id}/interrupt stops it.")
     case .turnState(let state):
       self.init(.conflict, "turn_state", "The turn is \(state.rawValue).")
+    case .nothingRuns:
+      self.init(.conflict, "nothing_runs", "No turn of this session is running.")
+    case .sessionBusy:
+      self.init(
+        .conflict, "session_busy", "The session has a turn that runs or waits; try again when it has ended.",
+        retryAfter: 5)
+    case .approvalNotFound:
+      self.init(.notFound, "approval_not_found", "Approval not found")
+    case .approvalResolved(let approval):
+      self.init(.conflict, "approval_resolved", "The approval is \(approval.state.rawValue) already.")
+      self.approval = approval
     case .idempotencyMismatch:
       self.init(
         .unprocessableContent, "idempotency_mismatch", "The Idempotency-Key was used with another request before.")

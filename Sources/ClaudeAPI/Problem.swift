@@ -1,6 +1,7 @@
 public import HTTPTypes
 public import Hummingbird
 import NIOCore
+public import Sessions
 
 /// An error as the client sees it: a problem document (RFC 9457) with a stable `code`.
 public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
@@ -13,6 +14,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var retryAfter: Int?
   /// The methods that the path has, for a 405.
   public var allow: String?
+  /// What was decided, for a decision that came too late.
+  public var approval: Approval?
   /// How to authenticate, for a 401.
   public var challenge: String?
 
@@ -41,6 +44,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("detail", detail)
       json.field("code", code)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+      if let approval { json.field("approval", object: { $0.members(approval) }) }
     }
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))
   }

@@ -18,7 +18,7 @@ struct RouteTable {
 
   struct Entry: Sendable {
     let method: HTTPRequest.Method
-    /// The path with its parameters in braces.
+    /// The path with its parameters in braces. `{path}` at the end stands for any number of components.
     let path: String
     let summary: String
     let access: Access
@@ -44,7 +44,13 @@ struct RouteTable {
   }
 
   private static func matches(_ template: String, _ segments: [Substring]) -> Bool {
-    let wanted = template.split(separator: "/")
+    var segments = segments
+    var wanted = template.split(separator: "/")
+    if wanted.last == "{path}" {
+      guard segments.count >= wanted.count else { return false }
+      wanted.removeLast()
+      segments = Array(segments.prefix(wanted.count))
+    }
     return wanted.count == segments.count && zip(wanted, segments).allSatisfy { $0.hasPrefix("{") || $0 == $1 }
   }
 
@@ -54,7 +60,8 @@ struct RouteTable {
     _ handler: @escaping @Sendable (Request, Context) async throws -> Response
   ) {
     entries.append(Entry(method: method, path: path, summary: summary, access: access))
-    accesses[RouterPath(path).description, default: [:]][method] = access
-    router.on(RouterPath(path), method: method, use: handler)
+    let routed = RouterPath(path.replacing("/{path}", with: "/**"))
+    accesses[routed.description, default: [:]][method] = access
+    router.on(routed, method: method, use: handler)
   }
 }

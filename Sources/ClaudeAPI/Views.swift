@@ -1,3 +1,4 @@
+import JSONSupport
 import Sessions
 
 extension JSONWriter {
@@ -12,6 +13,33 @@ extension JSONWriter {
 }
 
 extension JSONWriter {
+  /// The members that a session has beside the ones of the compatible core: only those that say something.
+  mutating func details(_ session: Session) {
+    if let parent = session.parentID { field("parent_id", parent.lowercaseString) }
+    if session.options != "{}" {
+      field("options", json: JSONValue.object(SessionOptions(stored: session.options).shown).description)
+    }
+    if session.metadata != "{}" { field("metadata", json: session.metadata) }
+  }
+
+  mutating func members(_ approval: Approval) {
+    field("id", approval.id.lowercaseString)
+    field("session_id", approval.sessionID.lowercaseString)
+    field("turn_id", approval.turnID.lowercaseString)
+    field("state", approval.state.rawValue)
+    field("tool_name", approval.toolName)
+    field("tool_use_id", approval.toolUseID)
+    field("input", json: approval.input)
+    field("created_at", approval.createdAt.description)
+    field("expires_at", approval.expiresAt.description)
+    field("resolved_at", approval.resolvedAt?.description)
+    field("message", approval.message)
+    field("updated_input", json: approval.updatedInput)
+    field("remember", approval.remember)
+  }
+}
+
+extension JSONWriter {
   /// The members of a turn's object.
   ///
   /// - Parameter position: its place among the turns that wait, if it waits.
@@ -22,6 +50,10 @@ extension JSONWriter {
     field("state", turn.state.rawValue)
     field("position", position.map(Int64.init))
     field("prompt", turn.prompt)
+    field(
+      "options",
+      json: turn.options == "{}" ? "{}" : JSONValue.object(SessionOptions(stored: turn.options).shown).description)
+    field("metadata", json: API.metadata(ofTurn: turn))
     field("result", turn.result)
     field("structured_output", json: turn.structuredOutput)
     if let failure = turn.failure {

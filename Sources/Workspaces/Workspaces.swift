@@ -1,6 +1,8 @@
 import CLinux
+import Crypto
 import Glibc
 public import NIOPosix
+import Synchronization
 
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
@@ -29,25 +31,76 @@ public final class Workspaces: Sendable {
   public let root: String
   /// The absolute path of the directory of configuration directories.
   public let configurationRoot: String
-  private let rootDescriptor: CInt
-  private let configurationDescriptor: CInt
+  public let limits: WorkspaceLimits
+  let rootDescriptor: CInt
+  let configurationDescriptor: CInt
+  /// A directory beside the workspaces, on the same file system, in which files are made before they are moved to
+  /// their place.
+  let stagingDescriptor: CInt
+  let locks = SessionLocks()
+  let usageCache = UsageCache()
+  let knownSigningKey = Mutex<SymmetricKey?>(nil)
   private let threads: NIOThreadPool
+  /// For what may take long, so that short operations don't wait behind it.
+  static let longThreads: NIOThreadPool = {
+    let threads = NIOThreadPool(numberOfThreads: 4)
+    threads.start()
+    return threads
+  }()
 
-  /// Opens both directories, which are made with mode 0700 if they don't exist.
-  public init(root: String, configurationRoot: String, threads: NIOThreadPool = .singleton) throws(WorkspaceError) {
-    (self.root, rootDescriptor) = try Self.open(root)
+  /// The name of the staging directory, which no session's id can be.
+  static let staging = ".incoming"
+
+  /// Opens the directories, which are made with mode 0700 if they don't exist.
+  public init(
+    root: String, configurationRoot: String, limits: WorkspaceLimits = WorkspaceLimits(),
+    threads: NIOThreadPool = .singleton
+  ) throws(WorkspaceError) {
+    var opened: [CInt] = []
     do throws(WorkspaceError) {
+      (self.root, rootDescriptor) = try Self.open(root)
+      opened.append(rootDescriptor)
       (self.configurationRoot, configurationDescriptor) = try Self.open(configurationRoot)
+      opened.append(configurationDescriptor)
+      (_, stagingDescriptor) = try Self.open(self.root + "/" + Self.staging)
     } catch {
-      Glibc.close(rootDescriptor)
+      for descriptor in opened { Glibc.close(descriptor) }
       throw error
     }
+    self.limits = limits
     self.threads = threads
   }
 
   deinit {
     Glibc.close(rootDescriptor)
     Glibc.close(configurationDescriptor)
+    Glibc.close(stagingDescriptor)
+  }
+
+  private static let keptInStaging = [Uploads.directory, shares, shareKey].map { Array($0.utf8) }
+
+  /// Removes what an earlier process was making when it ended. To be called when it is certain that no other
+  /// process works in the same directories.
+  public func removeLeftovers() async throws {
+    try await Self.runLong { [self] in
+      var cursor: DirectoryListing.Cursor?
+      repeat {
+        let (names, _, isComplete) = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
+        for entry in names where !Self.keptInStaging.contains(entry.name) {
+          guard withSystemName(entry.name[...], { clinux_remove_tree(stagingDescriptor, $0) }) == 0 else {
+            throw WorkspaceError(operation: "remove leftovers", errno: errno)
+          }
+        }
+        cursor = isComplete ? nil : names.last
+      } while cursor != nil
+    }
+  }
+
+  /// A session's workspace, for the operations on its files.
+  func workspace(_ session: UUID) throws(FileError) -> Descriptor {
+    let name = Self.name(session)
+    return try Descriptor(
+      name.withCString { clinux_open_beneath(rootDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0) }, "open a workspace")
   }
 
   private static func open(_ path: String) throws(WorkspaceError) -> (String, CInt) {
@@ -100,7 +153,9 @@ public final class Workspaces: Sendable {
   /// Removes both directories of a session with all that is in them; those that are gone already are no error.
   public func remove(_ session: UUID) async throws {
     let name = Self.name(session)
-    try await run { [rootDescriptor, configurationDescriptor] in
+    try await Self.runLong { [self] in
+      try removeAttachments(session)
+      usageCache.forget(session)
       for parent in [rootDescriptor, configurationDescriptor] {
         guard clinux_remove_tree(parent, name) == 0 else {
           throw WorkspaceError(operation: "remove \(name)", errno: errno)
@@ -122,9 +177,14 @@ public final class Workspaces: Sendable {
     }
   }
 
-  private func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+  func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     try await threads.runIfActive(body)
   }
 
-  private static func name(_ session: UUID) -> String { session.uuidString.lowercased() }
+  /// Like `run`, for what may take longer than some system calls.
+  static func runLong<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    try await longThreads.runIfActive(body)
+  }
+
+  static func name(_ session: UUID) -> String { session.uuidString.lowercased() }
 }

@@ -6,7 +6,8 @@ import Sessions
 /// Runs the turns of sessions by the CLI.
 struct ClaudeTurnRunner: TurnRunner {
   let runner: ClaudeRunner
-  let options: ClaudeOptions
+  /// What holds where neither session nor message says anything.
+  let defaults: ClaudeOptions
 
   func run(
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
@@ -15,7 +16,7 @@ struct ClaudeTurnRunner: TurnRunner {
       id: request.session.id.lowercaseString, workingDirectory: request.session.workspace,
       configDirectory: request.configurationDirectory)
     let turn = ClaudeTurn(
-      session: session, options: options, prompt: request.turn.prompt,
+      session: session, options: options(request.options), prompt: request.turn.prompt,
       expectsHistory: request.session.hasConversation)
     do throws(ClaudeFailure) {
       let result = try await runner.run(turn, onMessage: { await onMessage($0.json) })
@@ -24,6 +25,45 @@ struct ClaudeTurnRunner: TurnRunner {
     } catch {
       throw TurnRunFailure(error)
     }
+  }
+
+  private func options(_ chosen: SessionOptions) -> ClaudeOptions {
+    var options = defaults
+    if let model = chosen.model { options.model = model }
+    options.appendSystemPrompt = chosen.appendSystemPrompt
+    let mode = chosen.permissionMode ?? .standard
+    options.asksForPermission = mode == .ask
+    options.permissionMode =
+      switch mode {
+      case .standard, .ask: .standard
+      case .acceptEdits: .acceptEdits
+      case .plan: .plan
+      case .dontAsk: .dontAsk
+      case .bypassPermissions: .bypassPermissions
+      }
+    options.allowedTools = chosen.allowedTools ?? (mode == .ask ? [] : defaults.allowedTools)
+    options.allowedTools += chosen.remembered.allowed.filter { !options.allowedTools.contains($0) }
+    options.disallowedTools = chosen.disallowedTools
+    options.disallowedTools += chosen.remembered.denied.filter { !options.disallowedTools.contains($0) }
+    options.maxTurns = chosen.maxTurns
+    options.maxBudgetUSD = chosen.maxBudgetUSD
+    if case .object(var schema)? = chosen.outputSchema {
+      // The CLI takes every schema for one of draft 7, and a mention of another draft for an error.
+      schema["$schema"] = nil
+      options.jsonSchema = .object(schema)
+    }
+    options.mcpServers = chosen.mcpServers
+    return options
+  }
+
+  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool {
+    let decision: ClaudePermissionDecision =
+      switch answer {
+      case .allow(let input, let permissions): .allow(updatedInput: input, updatedPermissions: permissions)
+      case .deny(let message): .deny(message: message)
+      }
+    return await runner.answerPermission(
+      session: sessionID.lowercaseString, requestID: requestID, decision: decision)
   }
 
   func interrupt(_ sessionID: UUID) async {
@@ -53,6 +93,10 @@ extension TurnRunFailure {
   private static let shownErrorOutput = 500
 
   fileprivate init(_ failure: ClaudeFailure) {
+    if let refusal = Self.schemaRefusal(failure.errorOutput) {
+      self.init(TurnFailure(code: "invalid_output_schema", detail: refusal, status: 422))
+      return
+    }
     var detail = failure.message
     let errorOutput = failure.errorOutput.trimmingCharacters(in: .whitespacesAndNewlines)
     if !errorOutput.isEmpty {
@@ -65,6 +109,15 @@ extension TurnRunFailure {
         retryAfter: failure.code.httpRetryAfter(failure.retryAfter)),
       isInterruption: failure.code == .interrupted || failure.code == .shuttingDown,
       partialText: partialText, accounts: failure.partial.map(TurnAccounts.init) ?? TurnAccounts())
+  }
+}
+
+extension TurnRunFailure {
+  /// What the CLI has against an output schema, which it says at its start.
+  private static func schemaRefusal(_ errorOutput: String) -> String? {
+    guard let refusal = errorOutput.firstRange(of: "--json-schema is not a valid JSON Schema") else { return nil }
+    let reason = errorOutput[refusal.upperBound...].split(separator: "\n").first ?? ""
+    return "The field \"output_schema\" is not a valid JSON Schema\(reason.prefix(500))."
   }
 }
 

@@ -41,17 +41,23 @@ struct Responder {
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
+    bounds.approvalTimeout = configuration.approvalTimeout
     let service = SessionService(
-      store: store, workspaces: workspaces, runner: ClaudeTurnRunner(runner: runner, options: options),
+      store: store, workspaces: workspaces,
+      runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let server = FastCGIServer(
-      responder: API(service: service, configuration: apiConfiguration, keys: store).responder(),
+      responder: API(
+        service: service, configuration: apiConfiguration, keys: store,
+        files: FilesAPI(service: service, workspaces: workspaces)
+      ).responder(),
       configuration: transportConfiguration, logger: logger,
       onListening: {
         // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
+        try await workspaces.removeLeftovers()
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(

@@ -10,6 +10,7 @@ struct ServerConfiguration: Sendable {
   var claudePath: String?
   var demoModelURL: String?
   var allowedTools: [String]
+  var approvalTimeout: Duration
   var maximumProcesses: Int?
   var maximumStarting: Int
   var idleTimeout: Duration
@@ -61,6 +62,9 @@ struct ServerConfiguration: Sendable {
       key: "claude.allowed-tools", kind: .list,
       defaultText: "Bash,Read,Write,Edit,WebSearch,WebFetch,Glob,Grep",
       summary: "tools that the agent may use without asking")
+    static let approvalTimeout = Setting(
+      key: "approval.timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "10m",
+      summary: "how long a tool call waits for a client's decision; then it is denied")
     static let maximumProcesses = Setting(
       key: "claude.max-processes", kind: .integer(1...100_000), defaultText: "memory / 200 MB",
       summary: "CLI processes at once; the one that rests longest ends for a new one")
@@ -120,7 +124,8 @@ struct ServerConfiguration: Sendable {
       summary: "the least level that is logged")
 
     static let all = [
-      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, maximumProcesses,
+      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
+      maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
@@ -140,6 +145,7 @@ struct ServerConfiguration: Sendable {
     demoModelURL = try settings.text(Row.demoModelURL)
     allowedTools =
       try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
+    approvalTimeout = try settings.duration(Row.approvalTimeout) ?? .seconds(600)
     maximumProcesses = try settings.integer(Row.maximumProcesses)
     maximumStarting = try settings.integer(Row.maximumStarting) ?? 2
     idleTimeout = try settings.duration(Row.idleTimeout) ?? .seconds(15 * 60)

@@ -263,6 +263,33 @@ func perform(_ prompt: String) {
       }
     }
     exit(0)
+  case "asks":
+    // Several questions at once; the answer tells what was decided, in the order of the questions.
+    for index in 1...max(1, number) {
+      emit([
+        "type": "control_request", "request_id": .string("ask-\(index)"),
+        "request": [
+          "subtype": "can_use_tool", "tool_name": "Bash", "input": ["command": .string("command \(index)")],
+          "tool_use_id": .string("tool-\(index)"),
+          "permission_suggestions": [
+            [
+              "type": "addRules", "behavior": "allow", "destination": "localSettings",
+              "rules": [["toolName": "Bash", "ruleContent": .string("command \(index)")]],
+            ]
+          ],
+        ],
+      ])
+    }
+    var behaviors: [String: String] = [:]
+    while behaviors.count < max(1, number), let message = readMessage() {
+      if message["type"] == "control_response" {
+        let id = message["response"]?["request_id"]?.stringValue ?? ""
+        behaviors[id] = message["response"]?["response"]?["behavior"]?.stringValue
+      } else if handleControl(message) {
+        return abort()
+      }
+    }
+    finish(behaviors.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }.joined(separator: " "))
   case "error":
     finish(
       "API Error: \(number) scripted",

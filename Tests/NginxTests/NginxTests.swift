@@ -181,6 +181,11 @@ import Testing
         try files.copyItem(
           atPath: repositoryRoot + "/nginx/" + name, toPath: directory + "/claude-api/" + name)
       }
+      for name in ["upload", "workspaces"] {
+        let piece = text(of: "\(repositoryRoot)/nginx/\(name).conf.template")
+          .replacing("@MAX_UPLOAD@", with: "4g").replacing("@WORKSPACES@", with: directory)
+        try Data(piece.utf8).write(to: URL(fileURLWithPath: "\(directory)/claude-api/\(name).conf"))
+      }
       let certificate = try await run(
         [
           "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",

@@ -20,10 +20,12 @@ public final class ScriptedRunner: TurnRunner {
   }
 
   private let script: Script
+  private let answers: PermissionAnswers
   private let state = Mutex(State())
 
-  public init(_ script: @escaping Script = ScriptedRunner.echo) {
+  public init(_ script: @escaping Script = ScriptedRunner.echo, answers: PermissionAnswers = PermissionAnswers()) {
     self.script = script
+    self.answers = answers
   }
 
   /// Answers with the prompt, as the CLI would with an answer that it streams in two pieces.
@@ -63,10 +65,44 @@ public final class ScriptedRunner: TurnRunner {
     state.withLock { $0.running[sessionID] }?.cancel()
   }
 
+  public func answerPermission(
+    _ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer
+  ) async -> Bool {
+    answers.give(answer, to: requestID)
+  }
+
   public func stop(_ sessionID: UUID) async {
     let task = state.withLock { $0.running[sessionID] }
     task?.cancel()
     _ = await task?.value
+  }
+}
+
+/// What the agent was told about its questions for permission.
+public final class PermissionAnswers: Sendable {
+  private let answers = Mutex<[String: PermissionAnswer]>([:])
+
+  public init() {}
+
+  func give(_ answer: PermissionAnswer, to request: String) -> Bool {
+    answers.withLock { answers in
+      guard answers[request] == nil else { return false }
+      answers[request] = answer
+      return true
+    }
+  }
+
+  public subscript(request: String) -> PermissionAnswer? { answers.withLock { $0[request] } }
+
+  /// Waits for the answer to a question.
+  ///
+  /// - Throws: `CancellationError`.
+  public func answer(to request: String) async throws -> PermissionAnswer {
+    while true {
+      try Task.checkCancellation()
+      if let answer = self[request] { return answer }
+      try await Task.sleep(for: .milliseconds(2))
+    }
   }
 }
 
@@ -113,6 +149,23 @@ public enum CLIMessages {
         ],
       ],
     ]
+  }
+
+  /// A question for permission.
+  public static func ask(
+    _ id: String, tool: String = "Bash", _ input: JSONValue = ["command": "rm x"], suggestions: JSONValue = []
+  ) -> JSONValue {
+    [
+      "type": "control_request", "request_id": .string(id),
+      "request": [
+        "subtype": "can_use_tool", "tool_name": .string(tool), "input": input, "tool_use_id": .string("tool_\(id)"),
+        "permission_suggestions": suggestions,
+      ],
+    ]
+  }
+
+  public static func withdraw(_ id: String) -> JSONValue {
+    ["type": "control_cancel_request", "request_id": .string(id)]
   }
 
   public static func piece(_ event: JSONValue) -> JSONValue {

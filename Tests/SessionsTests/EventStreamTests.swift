@@ -4,6 +4,7 @@ import NIOCore
 import SQLiteStore
 import SessionTestSupport
 import Sessions
+import Synchronization
 import TestSupport
 import Testing
 
@@ -38,7 +39,7 @@ import Testing
     ) -> EventStream.Iterator {
       EventStream(
         session: session, selection: .init(after: after, types: types, turn: turn, previews: previews),
-        store: store, hub: hub
+        log: store, hub: hub
       ).makeIterator()
     }
   }
@@ -70,6 +71,45 @@ import Testing
     fixture.hub.publish(late)
     try await fixture.append()
     #expect(numbers(try await stream.next()) == [4])
+  }
+
+  /// Writes and tells of an event right after the log was read.
+  private final class Intruder: EventLogReader {
+    private let fixture: Fixture
+    private let isFirst = Mutex(true)
+
+    init(_ fixture: Fixture) {
+      self.fixture = fixture
+    }
+
+    func events(
+      of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
+    ) async throws(SessionStoreError) -> [Event] {
+      let events = try await fixture.store.events(of: sessionID, after: after, limit: limit, types: types)
+      let mayIntrude = isFirst.withLock { isFirst in
+        defer { isFirst = false }
+        return isFirst
+      }
+      if mayIntrude {
+        let event = NewEvent(type: "agent.message", processedAt: .now())
+        fixture.hub.publish(try await fixture.store.appendEvents([event], to: sessionID))
+      }
+      return events
+    }
+
+    func lastSequence(of sessionID: UUID) async throws(SessionStoreError) -> Int64 {
+      try await fixture.store.lastSequence(of: sessionID)
+    }
+  }
+
+  @Test func theLastEventBeforeAStreamGoesLiveIsNotForgotten() async throws {
+    let fixture = try await Fixture()
+    try await fixture.append()
+    let log = Intruder(fixture)
+    var stream = EventStream(session: fixture.session, selection: .init(), log: log, hub: fixture.hub).makeIterator()
+    defer { stream.close() }
+    #expect(numbers(try await stream.next()) == [1])
+    #expect(numbers(try await stream.next()) == [2])
   }
 
   @Test func eventsThatAreToldOfInTheWrongOrderOrNotAtAllComeInOrder() async throws {

@@ -1,5 +1,9 @@
 #pragma once
 
+#include "copy_tree.h"
 #include "file_tree.h"
+#include "find_bytes.h"
 #include "reactor_io.h"
+#include "safe_path.h"
 #include "spawn.h"
+#include "utf8_locale.h"

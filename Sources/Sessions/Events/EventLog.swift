@@ -58,6 +58,11 @@ enum EventLog {
       "turn.\(outcome.state.rawValue)", turn: turn.id, at: outcome.finishedAt, .object(payload))
   }
 
+  /// What a conversation consists of for a person who reads it.
+  static let conversationTypes: Set<String> = [
+    "user.message", "agent.message", "agent.tool_use", "agent.mcp_tool_use", "session.error",
+  ]
+
   /// Whether no event of the same turn follows one of this type.
   static func endsTurn(_ type: String) -> Bool {
     switch type {
@@ -67,10 +72,14 @@ enum EventLog {
   }
 
   static func recovery(_ session: InterruptedSession) -> [NewEvent] {
-    session.turns.flatMap { turn in
-      finished(
-        turn, TurnOutcome(state: .interrupted, finishedAt: turn.finishedAt ?? .now(), failure: .serverStopped))
+    let approvals = session.approvals.map { approval in
+      approvalResolved(approval, ApprovalDecision(state: .void, resolvedAt: approval.resolvedAt ?? .now()))
     }
+    return approvals
+      + session.turns.flatMap { turn in
+        finished(
+          turn, TurnOutcome(state: .interrupted, finishedAt: turn.finishedAt ?? .now(), failure: .serverStopped))
+      }
   }
 
   private static func error(_ failure: TurnFailure) -> JSONValue {

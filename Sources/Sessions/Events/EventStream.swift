@@ -29,16 +29,16 @@ public struct EventStream: Sendable {
 
   private let session: UUID
   private let selection: Selection
-  private let store: any SessionStore
+  private let log: any EventLogReader
   private let hub: EventHub
 
   /// Events that are read from the store at a time.
   private static let pageSize = 200
 
-  public init(session: UUID, selection: Selection, store: any SessionStore, hub: EventHub) {
+  public init(session: UUID, selection: Selection, log: any EventLogReader, hub: EventHub) {
     self.session = session
     self.selection = selection
-    self.store = store
+    self.log = log
     self.hub = hub
   }
 
@@ -85,8 +85,8 @@ public struct EventStream: Sendable {
       var seen = last
       do throws(SessionStoreError) {
         // With a choice of types the page doesn't tell how far the log has been looked through; this does.
-        if stream.selection.types != nil { seen = try await stream.store.lastSequence(of: session) }
-        events = try await stream.store.events(
+        if stream.selection.types != nil { seen = try await stream.log.lastSequence(of: session) }
+        events = try await stream.log.events(
           of: session, after: last, limit: EventStream.pageSize, types: stream.selection.types)
       } catch {
         guard case .sessionNotFound = error else { throw error }

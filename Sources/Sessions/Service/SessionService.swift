@@ -20,6 +20,9 @@ public struct SessionServiceConfiguration: Sendable {
   /// disk is full. Default 30 s.
   public var storePatience: Duration = .seconds(30)
 
+  /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
+  public var approvalTimeout: Duration = .seconds(600)
+
   public init() {}
 }
 
@@ -73,26 +76,33 @@ public actor SessionService {
   public nonisolated let hub: EventHub
 
   /// A session that has unfinished turns.
-  private struct Work {
+  struct Work {
     var queue: [Turn]
     var running: Turn?
     var task: Task<Void, Never>?
+    /// Ends the running turn.
+    var interruption: Task<Void, Never>?
     /// Set when the session is being deleted; its turns fail with this.
     var isDeleted = false
   }
 
-  private let store: any SessionStore
-  private let workspaces: Workspaces
-  private let runner: any TurnRunner
-  private let configuration: SessionServiceConfiguration
-  private let logger: Logger
-  private let cache = SessionCache()
-  private var work: [UUID: Work] = [:]
+  let store: any SessionStore
+  let workspaces: Workspaces
+  let runner: any TurnRunner
+  let configuration: SessionServiceConfiguration
+  let logger: Logger
+  let cache = SessionCache()
+  let approvalDesk: ApprovalDesk
+  var work: [UUID: Work] = [:]
+  /// Sessions whose turns wait although none runs; see `held(_:_:)`.
+  var heldSessions: Set<UUID> = []
+  /// The latest change to the options of a session, for which the next one waits.
+  var changes: [UUID: Task<Void, Never>] = [:]
   /// Turns that are being taken out of their queues.
   private var cancelling: Set<UUID> = []
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
-  private var isShuttingDown = false
+  var isShuttingDown = false
   private var purging: Task<Void, Never>?
 
   public init(
@@ -105,6 +115,8 @@ public actor SessionService {
     self.runner = runner
     self.configuration = configuration
     self.logger = logger
+    approvalDesk = ApprovalDesk(
+      store: store, runner: runner, hub: hub, timeout: configuration.approvalTimeout, logger: logger)
   }
 
   // MARK: Start and end
@@ -201,7 +213,7 @@ public actor SessionService {
   }
 
   /// The session of an earlier request with the same key, which makes directories for another one needless.
-  private func earlierSession(
+  func earlierSession(
     _ claim: IdempotencyClaim, _ now: Timestamp
   ) async throws(SessionServiceError) -> CreatedSession? {
     guard let record = try await record(of: claim, now) else { return nil }
@@ -266,7 +278,7 @@ public actor SessionService {
     }
   }
 
-  private func removeDirectories(_ id: UUID) async {
+  func removeDirectories(_ id: UUID) async {
     do {
       try await workspaces.remove(id)
     } catch {
@@ -280,12 +292,15 @@ public actor SessionService {
 
   /// Accepts a message. When this returns, the message is in the store and runs when its turn comes.
   ///
-  /// - Parameter idempotency: if a message was accepted with this claim before, its turn is returned.
+  /// - Parameters:
+  ///   - options: what holds for this message in place of the session's options; see ``SessionOptions/stored``.
+  ///   - idempotency: if a message was accepted with this claim before, its turn is returned.
   public func accept(
-    _ prompt: String, for id: UUID, owner: String? = nil, idempotency: IdempotencyClaim? = nil
+    _ prompt: String, for id: UUID, options: JSONText = "{}", owner: String? = nil,
+    idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> AcceptedMessage {
     guard !isShuttingDown else { throw .shuttingDown }
-    let new = NewTurn(sessionID: id, prompt: prompt, owner: owner, createdAt: .now())
+    let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
       admission = try await store.enqueueTurn(
@@ -439,7 +454,7 @@ public actor SessionService {
   private func schedule(_ turn: Turn) {
     let id = turn.sessionID
     enqueue(turn)
-    guard work[id]?.task == nil else { return }
+    guard work[id]?.task == nil, !heldSessions.contains(id) else { return }
     work[id]?.task = Task { await self.workOff(id) }
   }
 
@@ -451,7 +466,7 @@ public actor SessionService {
   }
 
   /// Runs the turns of a session until none is left.
-  private func workOff(_ id: UUID) async {
+  func workOff(_ id: UUID) async {
     while let next = work[id]?.queue.first {
       if work[id]?.isDeleted == true {
         work[id]?.queue.removeFirst()
@@ -464,6 +479,12 @@ public actor SessionService {
       work[id]?.running = next
       let result = await run(next)
       work[id]?.running = nil
+      if let interruption = work[id]?.interruption {
+        // It must not go on to the next turn.
+        interruption.cancel()
+        await interruption.value
+        work[id]?.interruption = nil
+      }
       resumeWaiters(next.id, result)
     }
     work[id] = nil
@@ -489,11 +510,19 @@ public actor SessionService {
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let outcome: TurnOutcome
     do throws(TurnRunFailure) {
-      outcome = TurnOutcome(try await runner.run(request, onMessage: { await recorder.record($0) }))
+      outcome = TurnOutcome(
+        try await runner.run(request) { [approvalDesk] message in
+          if ApprovalDesk.concerns(message) {
+            await approvalDesk.receive(message, turn)
+          } else {
+            await recorder.record(message)
+          }
+        })
     } catch {
       outcome = TurnOutcome(error)
     }
     await recorder.finish()
+    await approvalDesk.turnEnded(turn)
     if work[id]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
     return await finish(turn, outcome)
   }
@@ -524,7 +553,7 @@ public actor SessionService {
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
   public nonisolated func eventStream(of id: UUID, _ selection: EventStream.Selection) -> EventStream {
-    EventStream(session: id, selection: selection, store: store, hub: hub)
+    EventStream(session: id, selection: selection, log: store, hub: hub)
   }
 
   /// Events of a session by number, ascending, after one of them.
@@ -574,7 +603,7 @@ public actor SessionService {
 
   // MARK: Errors
 
-  private func fromStore<T: Sendable>(
+  func fromStore<T: Sendable>(
     _ body: () async throws(SessionStoreError) -> T
   ) async throws(SessionServiceError) -> T {
     do throws(SessionStoreError) {
@@ -584,7 +613,7 @@ public actor SessionService {
     }
   }
 
-  private func onDisk(_ body: () async throws -> Void) async throws(SessionServiceError) {
+  func onDisk(_ body: () async throws -> Void) async throws(SessionServiceError) {
     do {
       try await body()
     } catch let error as WorkspaceError where error.isDiskFull {

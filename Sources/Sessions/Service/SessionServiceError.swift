@@ -8,6 +8,13 @@ public enum SessionServiceError: Error, Hashable, Sendable {
   case sessionDeleted
   /// The turn isn't in a state in which this can be done.
   case turnState(Turn.State)
+  /// No turn of the session runs that could be stopped.
+  case nothingRuns
+  /// The session has unfinished turns, and this needs one at rest.
+  case sessionBusy
+  case approvalNotFound
+  /// Another decision was there first, or none is possible any more; the approval as it is.
+  case approvalResolved(Approval)
   /// The key was used with another request.
   case idempotencyMismatch
   /// The server is about to end; what was accepted is kept and goes on after the next start.
@@ -22,6 +29,7 @@ public enum SessionServiceError: Error, Hashable, Sendable {
     switch error {
     case .sessionNotFound: self = .sessionNotFound
     case .turnNotFound: self = .turnNotFound
+    case .approvalNotFound: self = .approvalNotFound
     case .diskFull: self = .diskFull
     default: self = .store(error)
     }

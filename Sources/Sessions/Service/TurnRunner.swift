@@ -19,6 +19,11 @@ public protocol TurnRunner: Sendable {
   /// is under way; does nothing if no turn runs.
   func interrupt(_ sessionID: UUID) async
 
+  /// Answers a question for permission, which was a message of the type `control_request`.
+  ///
+  /// - Returns: false if the question is there no more.
+  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool
+
   /// Ends all processes of a session; a running turn fails. Returns when they are gone.
   func stop(_ sessionID: UUID) async
 }
@@ -34,6 +39,11 @@ public struct TurnRequest: Hashable, Sendable {
     self.session = session
     self.turn = turn
     self.configurationDirectory = configurationDirectory
+  }
+
+  /// What holds for this turn.
+  public var options: SessionOptions {
+    SessionOptions(stored: session.options).overridden(by: SessionOptions(stored: turn.options))
   }
 }
 

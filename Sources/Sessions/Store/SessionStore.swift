@@ -4,6 +4,25 @@
   public import Foundation
 #endif
 
+/// Where the logs of sessions are read.
+public protocol EventLogReader: Sendable {
+  /// Events of a session by number, ascending.
+  ///
+  /// - Parameters:
+  ///   - after: only numbers greater than this; 0 for all.
+  ///   - limit: at most so many.
+  ///   - types: only events of these types; nil for all.
+  /// - Throws: `sessionNotFound`.
+  func events(
+    of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
+  ) async throws(SessionStoreError) -> [Event]
+
+  /// The number of the latest event; 0 if there is none.
+  ///
+  /// - Throws: `sessionNotFound`.
+  func lastSequence(of sessionID: UUID) async throws(SessionStoreError) -> Int64
+}
+
 /// Where sessions, turns, events and approvals are kept.
 ///
 /// Every call is one transaction: it happens as a whole or not at all, and when it returns, it is visible to
@@ -14,7 +33,7 @@
 /// A call is not cancelled with the task that makes it. Calls may be made from any task, any number at once.
 /// A session whose deletion has begun is not found by any call, with three exceptions that let a turn that is
 /// being stopped come to its end: `appendEvents`, `finishTurn` and `resolveApproval`.
-public protocol SessionStore: Sendable {
+public protocol SessionStore: EventLogReader {
   // MARK: Sessions
 
   /// Creates a session, with its first turn and events if there are any.
@@ -125,22 +144,6 @@ public protocol SessionStore: Sendable {
   ///
   /// - Throws: `sessionNotFound`.
   func appendEvents(_ events: [NewEvent], to sessionID: UUID) async throws(SessionStoreError) -> [Event]
-
-  /// Events of a session by number, ascending.
-  ///
-  /// - Parameters:
-  ///   - after: only numbers greater than this; 0 for all.
-  ///   - limit: at most so many.
-  ///   - types: only events of these types; nil for all.
-  /// - Throws: `sessionNotFound`.
-  func events(
-    of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-  ) async throws(SessionStoreError) -> [Event]
-
-  /// The number of the latest event; 0 if there is none.
-  ///
-  /// - Throws: `sessionNotFound`.
-  func lastSequence(of sessionID: UUID) async throws(SessionStoreError) -> Int64
 
   // MARK: Approvals
 

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+    /// O_PATH of open(2), as a plain integer so that Swift sees it.
+    CLINUX_O_PATH = 010000000,
+};
+
+/// All functions return -1 and set errno on failure.
+
+/// Opens `path` below the directory `parent`, close-on-exec. No symbolic link is followed in any part of the path,
+/// and nothing outside `parent` is reached, whatever is moved or replaced meanwhile. If `cached` is set, the call
+/// never waits for a disk: when it had to, it fails with EAGAIN.
+int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mode, int cached);
+
+/// Renames an entry. If `replace` is 0 and there is an entry of the new name, it fails with EEXIST.
+int clinux_rename(int from, const char *name, int to, const char *new_name, int replace);
+
+/// Gives the file that `fd` is open at a name in the directory `to`.
+int clinux_link_open_file(int fd, int to, const char *name);
+
+/// Copies `length` bytes of `from`, starting at `offset`, to where `to` stands. Fails with EIO when `from` ends
+/// before.
+int clinux_copy_range(int from, off_t offset, int to, uint64_t length);
+
+/// Counts all that is below the directory `top`: the entries, and the bytes that they take on the disk. Links
+/// aren't followed, and depth costs neither stack nor descriptors. Stops early when there are more than
+/// `maximum_entries`. A file with several names counts once for each.
+int clinux_tree_usage(int top, uint64_t maximum_entries, uint64_t *entries, uint64_t *bytes);
+
+/// The type of an entry (DT_DIR and so on): as readdir(3) told it, or by a look at the entry where it couldn't.
+unsigned char clinux_entry_type(int parent, const char *name, unsigned char told);

@@ -1,0 +1,106 @@
+import HTTPTypes
+import Hummingbird
+import HummingbirdFastCGI
+import NIOCore
+import Sessions
+import Synchronization
+import Workspaces
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// A bounded number of places; one is taken until its holder is gone.
+final class Places: Sendable {
+  final class Place: Sendable {
+    private let places: Places
+
+    fileprivate init(_ places: Places) { self.places = places }
+
+    deinit { places.free.withLock { $0 += 1 } }
+  }
+
+  private let free: Mutex<Int>
+
+  init(_ count: Int) { free = Mutex(count) }
+
+  func take() -> Place? {
+    let isTaken = free.withLock { free in
+      guard free > 0 else { return false }
+      free -= 1
+      return true
+    }
+    return isTaken ? Place(self) : nil
+  }
+}
+
+extension FilesAPI {
+  func addArchiveRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
+    routes.add(.get, "/sessions/{session_id}/archive", "Download a folder as an archive", for: .read, to: router, getArchive)
+    routes.add(.post, "/sessions/{session_id}/archive", "Unpack an archive into a folder", for: .change, to: router, postArchive)
+  }
+
+  private func getArchive(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let query = try QueryFields(request, known: ["format", "path"])
+    let format = try query.choice("format", ArchiveFormat.self) ?? .tarGzip
+    let path = try Self.pathParameter(request)
+    guard let place = archivePlaces.take() else {
+      throw Problem(
+        .serviceUnavailable, "too_many_archives", "As many archives as may be are being made; try again later.",
+        retryAfter: 5)
+    }
+    let stream = try await workspaces.archive(path, of: id, as: format)
+    // What is wrong from the start is still told by the status.
+    let first = try await stream.next()
+    let name = path.isRoot ? Array((service.cachedSession(id)?.name ?? "files").utf8) : Array(path.name)
+    return Response(
+      status: .ok,
+      headers: [
+        .contentType: format == .zip ? "application/zip" : "application/gzip",
+        .contentDisposition: ContentDisposition.text("attachment", name: name + Array(".\(format.rawValue)".utf8)),
+        .cacheControl: "private, no-cache",
+        .xContentTypeOptions: "nosniff",
+      ],
+      body: ResponseBody { writer in
+        // Taken until the last piece is out or the client is gone.
+        let held = place
+        var next = first
+        while let piece = next {
+          try await writer.write(ByteBuffer(bytes: piece))
+          next = try await stream.next()
+        }
+        try await writer.finish(nil)
+        withExtendedLifetime(held) {}
+      })
+  }
+
+  /// The parameter `path`, whose escapes are decoded to bytes and not to text.
+  static func pathParameter(_ request: Request) throws(Problem) -> RelativePath {
+    let prefix = "path="
+    guard let part = (request.uri.query ?? "").split(separator: "&").first(where: { $0.hasPrefix(prefix) }) else {
+      return .root
+    }
+    do throws(RelativePath.Malformation) {
+      return try RelativePath(percentEncoded: part.utf8.dropFirst(prefix.utf8.count))
+    } catch {
+      throw Problem(error)
+    }
+  }
+
+  private func postArchive(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let path = try Self.pathParameter(request)
+    let archive = try await workspaces.unpack(try body(context))
+    try await workspaces.install(archive, at: path, of: id)
+    var json = JSONWriter()
+    json.object { json in
+      json.field("path", path.displayText)
+      json.field("entries", archive.usage.entries)
+      json.field("bytes", archive.usage.bytes)
+    }
+    return API.json(json.finish(), status: .created)
+  }
+}

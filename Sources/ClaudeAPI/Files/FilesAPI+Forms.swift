@@ -1,0 +1,114 @@
+import HTTPTypes
+import Hummingbird
+import HummingbirdFastCGI
+import JSONSupport
+import NIOCore
+import Sessions
+import Workspaces
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// Uploads of forms (multipart/form-data).
+extension FilesAPI {
+  func addFormRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
+    for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
+      routes.add(.post, path, "Upload files of a form into a folder", for: .change, to: router, postForm)
+    }
+  }
+
+  private func postForm(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let (folder, _) = try filePath(request, context)
+    let body = try body(context)
+    guard let boundary = Self.boundary(request) else {
+      throw Problem(
+        .unsupportedMediaType, "unsupported_media_type",
+        "Send the files as multipart/form-data, or one file with PUT to its path.")
+    }
+    try Self.refuseForeignForm(request)
+    let parts = try await workspaces.parts(of: body, boundary: boundary, maximum: configuration.maximumParts)
+    var files: [(path: RelativePath, range: Range<Int64>)] = []
+    for part in parts {
+      guard let name = part.fileName else {
+        throw Problem(
+          .unprocessableContent, "unknown_field",
+          "The part \"\(String(decoding: part.name.prefix(64), as: UTF8.self))\" has no filename.")
+      }
+      // A browser sends this for a field in which nobody has chosen a file.
+      if name.isEmpty, part.range.isEmpty { continue }
+      let path = try folder.appending(try RelativePath(name))
+      guard path != folder else { throw RelativePath.Malformation.emptyComponent }
+      files.append((path, part.range))
+    }
+    let results = try await workspaces.put(files, of: body, in: id)
+    var json = JSONWriter()
+    json.object { json in
+      json.field("files", array: zip(files, results)) { json, pair in
+        json.object { json in
+          json.field("path", pair.0.path.displayText)
+          json.field("href", "/sessions/\(id.lowercaseString)/files/\(pair.0.path.percentEncoded)")
+          json.field("size", pair.1.status.size)
+          json.field("etag", pair.1.status.entityTag)
+          json.field("created", pair.1.isNew)
+        }
+      }
+    }
+    return API.json(json.finish(), status: .created)
+  }
+
+  /// The boundary of a form; nil if the body is none.
+  static func boundary(_ request: Request) -> [UInt8]? {
+    guard let type = request.headers[.contentType] else { return nil }
+    let pieces = type.split(separator: ";").map(\.trimmed)
+    guard pieces.first?.lowercased() == "multipart/form-data" else { return nil }
+    for piece in pieces.dropFirst() where piece.lowercased().hasPrefix("boundary=") {
+      var value = piece.dropFirst("boundary=".count)
+      if value.count >= 2, value.first == "\"", value.last == "\"" { value = value.dropFirst().dropLast() }
+      return (1...70).contains(value.utf8.count) ? Array(value.utf8) : nil
+    }
+    return nil
+  }
+
+  /// A page of another site can make a browser send a form here without asking; browsers then say where it is from.
+  static func refuseForeignForm(_ request: Request) throws(Problem) {
+    guard let origin = request.headers[.origin] else { return }
+    let host = origin.split(separator: "/", maxSplits: 2, omittingEmptySubsequences: false).last.map(String.init)
+    guard host == request.head.authority else {
+      throw Problem(.forbidden, "foreign_origin", "A form of another site can't upload files here.")
+    }
+  }
+
+  // MARK: Sessions from archives
+
+  /// The fields of a form that makes a session, and the archive in it, which is unpacked already.
+  func sessionForm(
+    _ request: Request, _ context: API.Context, known: [String], limit: Int
+  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?)? {
+    guard let boundary = Self.boundary(request) else { return nil }
+    try Self.refuseForeignForm(request)
+    let body = try body(context)
+    var members: [String: JSONValue] = [:]
+    var archive: UnpackedArchive?
+    for part in try await workspaces.parts(of: body, boundary: boundary, maximum: known.count + 1) {
+      let name = String(decoding: part.name, as: UTF8.self)
+      if name == "archive" {
+        archive = try await workspaces.unpack(body, part: part.range)
+        continue
+      }
+      guard let content = try await workspaces.content(of: part, in: body, limit: limit) else {
+        throw Problem(.contentTooLarge, "content_too_large", "A field has more than \(limit) bytes.")
+      }
+      guard let text = String(validating: content, as: UTF8.self) else {
+        throw Problem(.unprocessableContent, "invalid_field", "The field \"\(name)\" must be UTF-8.")
+      }
+      // Fields that aren't texts are written as JSON.
+      let isText = name == "session_name" || name == "initial_prompt"
+      members[name] = isText ? .string(text) : (try? JSONValue(parsing: content)) ?? .string(text)
+    }
+    return (try BodyFields(members, known: known), archive)
+  }
+}

@@ -1,0 +1,407 @@
+import HTTPTypes
+import Hummingbird
+import HummingbirdFastCGI
+import JSONSupport
+import NIOCore
+public import Sessions
+public import Workspaces
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// The routes for the files of sessions.
+///
+/// nginx sends and receives the bytes: a download is answered with `X-Accel-Redirect` to nginx's internal location
+/// of the workspaces, and the body of an upload lies in a file whose path nginx gives as `BODY_FILE`.
+public struct FilesAPI: Sendable {
+  let service: SessionService
+  let workspaces: Workspaces
+  let configuration: FilesConfiguration
+  let archivePlaces: Places
+
+  public init(
+    service: SessionService, workspaces: Workspaces, configuration: FilesConfiguration = FilesConfiguration()
+  ) {
+    self.service = service
+    self.workspaces = workspaces
+    self.configuration = configuration
+    archivePlaces = Places(configuration.maximumArchives)
+  }
+
+  func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
+    for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
+      routes.add(.get, path, "Download a file, or list a folder", for: .read, to: router, get)
+    }
+    routes.add(.put, "/sessions/{session_id}/files/{path}", "Upload a file", for: .change, to: router, put)
+    routes.add(.delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", for: .change, to: router, delete)
+    addFormRoutes(to: router, &routes)
+    addArchiveRoutes(to: router, &routes)
+    addUploadRoutes(to: router, &routes)
+    addShareRoutes(to: router, &routes)
+    routes.add(.post, "/sessions/{session_id}/folders", "Make a folder", for: .change, to: router, makeFolder)
+    routes.add(.post, "/sessions/{session_id}/move", "Move or rename a file or folder", for: .change, to: router, move)
+    routes.add(.get, "/sessions/{session_id}/usage", "Space that the files take", for: .read, to: router, usage)
+  }
+
+  // MARK: Requests
+
+  /// The id of the session in the path, which exists.
+  func session(_ context: API.Context) async throws -> UUID {
+    let id = try API.sessionID(context)
+    if service.cachedSession(id) == nil { _ = try await service.session(id) }
+    return id
+  }
+
+  /// The path of the file that a request is about: what comes after `/sessions/{id}/files`.
+  ///
+  /// The path is decoded here once and strictly. nginx has decided on its own reading where the request goes, and a
+  /// request for which the two readings differ is refused.
+  func filePath(
+    _ request: Request, _ context: API.Context
+  ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
+    let id = request.uri.path.utf8.dropFirst("/sessions/".utf8.count).prefix(36)
+    return try path(after: "/sessions/\(Substring(id))/files", request, context)
+  }
+
+  /// The path that comes after a prefix, which is written in the request without escapes.
+  func path(
+    after prefix: String, _ request: Request, _ context: API.Context
+  ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
+    let raw = request.uri.path.utf8
+    guard raw.starts(with: prefix.utf8) else { throw Problem(.emptyComponent) }
+    do throws(RelativePath.Malformation) {
+      let whole = try RelativePath.decode(raw)
+      if let document = context.parametersOfServer["DOCUMENT_URI"],
+        !String(decoding: whole, as: UTF8.self).utf8.elementsEqual(document.utf8)
+      {
+        throw RelativePath.Malformation.dotComponent
+      }
+      let rest = raw.dropFirst(prefix.utf8.count)
+      guard let first = rest.first else { return (.root, true) }
+      guard first == UInt8(ascii: "/") else { throw RelativePath.Malformation.emptyComponent }
+      if rest.count == 1 { return (.root, true) }
+      return (try RelativePath(percentEncoded: rest.dropFirst()), rest.last == UInt8(ascii: "/"))
+    } catch {
+      throw Problem(error)
+    }
+  }
+
+  /// The body of a request, which nginx has put into a file.
+  func body(_ context: API.Context) throws(Problem) -> BodyFile {
+    guard let path = context.parametersOfServer["BODY_FILE"] else {
+      throw Problem(
+        .internalServerError, "no_body_file", "The web server in front doesn't hand uploads over as files.")
+    }
+    return BodyFile(path: path.isEmpty ? nil : path)
+  }
+
+  func flag(_ name: String, _ request: Request) throws(Problem) -> Bool {
+    switch request.uri.queryParameters[Substring(name)].map(String.init) {
+    case nil, "0", "false": return false
+    case "", "1", "true": return true
+    default: throw Problem(.badRequest, "invalid_parameter", "The parameter \(name) must be true or false.")
+    }
+  }
+
+  private func conditions(_ request: Request) throws(Problem) -> WriteConditions {
+    WriteConditions(
+      match: try tags(request.headers[.ifMatch], weak: false),
+      noneMatch: try tags(request.headers[.ifNoneMatch], weak: true))
+  }
+
+  /// The tags of a condition; empty for `*`. A weak tag never matches where a strong one is wanted.
+  private func tags(_ field: String?, weak: Bool) throws(Problem) -> [String]? {
+    guard let field else { return nil }
+    var tags: [String] = []
+    for part in field.split(separator: ",") {
+      let tag = part.trimmed
+      if tag == "*" { return [] }
+      let isWeak = tag.hasPrefix("W/")
+      let text = isWeak ? tag.dropFirst(2) : tag
+      guard text.count >= 2, text.first == "\"", text.last == "\"" else {
+        throw Problem(.badRequest, "invalid_condition", "If-Match and If-None-Match take * or tags in quotes.")
+      }
+      tags.append(isWeak && !weak ? "" : String(text))
+    }
+    return tags
+  }
+
+  // MARK: Reading
+
+  private func get(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let (path, endsWithSlash) = try filePath(request, context)
+    return try await read(
+      path, of: id, endsWithSlash: endsWithSlash, request,
+      base: ListingPage.Base(
+        path: "/sessions/\(id.lowercaseString)/files", archive: "/sessions/\(id.lowercaseString)/archive",
+        title: service.cachedSession(id)?.name ?? "Files"))
+  }
+
+  /// Answers with a file or a listing.
+  ///
+  /// - Parameters:
+  ///   - base: where the links of a listing lead.
+  ///   - shown: the path below the base, if that isn't the workspace.
+  func read(
+    _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base,
+    shown: RelativePath? = nil
+  ) async throws -> Response {
+    let status: FileStatus
+    if let known = workspaces.statusIfCached(path, of: id) {
+      status = known
+    } else {
+      status = try await workspaces.status(path, of: id)
+    }
+    switch status.kind {
+    case .symbolicLink: throw FileError.symbolicLink
+    case .special: throw FileError.special
+    case .file:
+      if endsWithSlash { throw FileError.notADirectory }
+      return try send(path, of: id, request)
+    case .directory:
+      return try await list(path, of: id, request, base, shown ?? path)
+    }
+  }
+
+  private func send(_ path: RelativePath, of id: UUID, _ request: Request) throws(Problem) -> Response {
+    let type = MediaType(forName: path.name)
+    let isInline = try !flag("download", request) && type.isInline
+    return Response(
+      status: .ok,
+      headers: [
+        .contentType: type.text,
+        .contentDisposition: ContentDisposition.text(isInline ? "inline" : "attachment", name: path.name),
+        .cacheControl: "private, no-cache",
+        .accelRedirect: "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)",
+      ])
+  }
+
+  private func list(
+    _ path: RelativePath, of id: UUID, _ request: Request, _ base: ListingPage.Base, _ shown: RelativePath
+  ) async throws -> Response {
+    let parameters = request.uri.queryParameters
+    var limit = configuration.pageLength
+    if let text = parameters["limit"] {
+      guard let number = Int(text), (1...configuration.maximumPageLength).contains(number) else {
+        throw Problem(
+          .badRequest, "invalid_parameter",
+          "The parameter limit must be a number from 1 to \(configuration.maximumPageLength).")
+      }
+      limit = number
+    }
+    var cursor: DirectoryListing.Cursor?
+    if let text = parameters["cursor"] {
+      guard let place = DirectoryListing.Cursor(text: text) else {
+        throw Problem(.badRequest, "invalid_parameter", "The parameter cursor is not one that a listing gave.")
+      }
+      cursor = place
+    }
+    let wantsJSON =
+      switch parameters["format"] {
+      case nil: request.headers[.accept].map(Self.prefersJSON) ?? false
+      case "json": true
+      case "html": false
+      default: throw Problem(.badRequest, "invalid_parameter", "The parameter format must be json or html.")
+      }
+    let listing = try await workspaces.list(path, of: id, after: cursor, limit: limit)
+    let page = ListingPage(base: base, path: shown, listing: listing, isFirst: cursor == nil, limit: limit)
+    return Response(
+      status: .ok,
+      headers: [
+        .contentType: wantsJSON ? "application/json" : "text/html; charset=utf-8",
+        .cacheControl: "private, no-cache",
+        .vary: "Accept",
+        .contentSecurityPolicy:
+          "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        .xContentTypeOptions: "nosniff",
+        .referrerPolicy: "no-referrer",
+      ],
+      body: ResponseBody(byteBuffer: wantsJSON ? page.json : page.html))
+  }
+
+  /// Whether JSON is named and HTML isn't, or later or with less weight.
+  private static func prefersJSON(_ accept: String) -> Bool {
+    var best: (isJSON: Bool, weight: Double) = (false, 0)
+    for part in accept.split(separator: ",") {
+      let pieces = part.split(separator: ";").map(\.trimmed)
+      let isJSON = pieces.first == "application/json"
+      guard isJSON || pieces.first == "text/html" else { continue }
+      let weight = pieces.dropFirst().compactMap { $0.hasPrefix("q=") ? Double($0.dropFirst(2)) : nil }.first ?? 1
+      if weight > best.weight { best = (isJSON, weight) }
+    }
+    return best.isJSON
+  }
+
+  // MARK: Writing
+
+  private func put(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let (path, endsWithSlash) = try filePath(request, context)
+    guard !path.isRoot, !endsWithSlash else {
+      throw Problem(.badRequest, "invalid_path", "The path names a folder; a file's name doesn't end with a slash.")
+    }
+    if let coding = request.headers[.contentEncoding], coding.lowercased() != "identity" {
+      throw Problem(.unsupportedMediaType, "content_encoding", "A file must be sent without a Content-Encoding.")
+    }
+    guard request.headers[.contentRange] == nil else {
+      throw Problem(.badRequest, "content_range", "A part of a file can't be put; see the route for uploads in parts.")
+    }
+    let (isNew, status) = try await workspaces.put(
+      try body(context), at: path, of: id, conditions: try conditions(request),
+      digests: try ContentDigest.parse(request.headers[.contentDigest]))
+    var headers: HTTPFields = [.eTag: status.entityTag]
+    if isNew { headers[.location] = "/sessions/\(id.lowercaseString)/files/\(path.percentEncoded)" }
+    return Response(status: isNew ? .created : .noContent, headers: headers)
+  }
+
+  private func delete(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let (path, _) = try filePath(request, context)
+    guard !path.isRoot else {
+      throw Problem(.forbidden, "permission_denied", "The workspace itself goes when its session is deleted.")
+    }
+    try await workspaces.delete(
+      path, of: id, isRecursive: try flag("recursive", request), conditions: try conditions(request))
+    return Response(status: .noContent)
+  }
+
+  private func makeFolder(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64"])
+    let path = try fields.path("path", "path_base64")
+    let isNew = try await workspaces.makeDirectory(path, of: id)
+    var json = JSONWriter()
+    json.object { json in
+      json.field("path", path.displayText)
+      json.field("href", "/sessions/\(id.lowercaseString)/files/\(path.percentEncoded)/")
+      json.field("type", "directory")
+    }
+    return Response(
+      status: isNew ? .created : .ok, headers: [.contentType: "application/json"],
+      body: ResponseBody(byteBuffer: json.finish()))
+  }
+
+  private func move(_ request: Request, _ context: API.Context) async throws -> Response {
+    let id = try await session(context)
+    let fields = try await BodyFields(
+      request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
+    let from = try fields.path("from", "from_base64")
+    let target = try fields.path("to", "to_base64")
+    try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    var json = JSONWriter()
+    json.object { json in
+      json.field("path", target.displayText)
+      json.field("href", "/sessions/\(id.lowercaseString)/files/\(target.percentEncoded)")
+    }
+    return API.json(json.finish())
+  }
+
+  private func usage(_ request: Request, _ context: API.Context) async throws -> Response {
+    let usage = try await workspaces.usage(of: try await session(context))
+    var json = JSONWriter()
+    json.object { json in
+      json.field("bytes", usage.bytes)
+      json.field("entries", usage.entries)
+      json.field(
+        "limits",
+        object: { json in
+          json.field("bytes", workspaces.limits.bytes)
+          json.field("entries", workspaces.limits.entries)
+          json.field("upload_bytes", workspaces.limits.uploadBytes)
+        })
+    }
+    return API.json(json.finish())
+  }
+
+  /// Bytes of the JSON bodies of these routes: paths, which may be escaped.
+  static let bodyLimit = 64 << 10
+}
+
+extension BodyFields {
+  /// A path below the workspace, as a text or, if its bytes are no UTF-8, in Base64.
+  func path(_ name: String, _ base64Name: String, mayBeRoot: Bool = false) throws(Problem) -> RelativePath {
+    let bytes: [UInt8]
+    if let text = try string(name) {
+      bytes = Array(text.utf8)
+    } else if let text = try string(base64Name) {
+      guard let data = Data(base64Encoded: text) else { throw invalid(base64Name, "must be Base64") }
+      bytes = Array(data)
+    } else {
+      throw invalid(name, "is missing")
+    }
+    let path: RelativePath
+    do throws(RelativePath.Malformation) {
+      path = try RelativePath(bytes)
+    } catch {
+      throw Problem(error)
+    }
+    guard mayBeRoot || !path.isRoot else { throw invalid(name, "must not be empty") }
+    return path
+  }
+}
+
+/// The field Content-Digest (RFC 9530).
+enum ContentDigest {
+  /// The digests of the algorithms that are known here; others are passed over, as the RFC wants it.
+  static func parse(_ field: String?) throws(Problem) -> [ExpectedDigest] {
+    guard let field else { return [] }
+    var digests: [ExpectedDigest] = []
+    for part in field.split(separator: ",") {
+      let pair = part.trimmed.split(separator: "=", maxSplits: 1)
+      guard pair.count == 2, pair[1].count >= 2, pair[1].first == ":", pair[1].last == ":",
+        let data = Data(base64Encoded: String(pair[1].dropFirst().dropLast()))
+      else { throw malformed }
+      switch (pair[0].lowercased(), data.count) {
+      case ("sha-256", 32): digests.append(.sha256(Array(data)))
+      case ("sha-512", 64): digests.append(.sha512(Array(data)))
+      case ("sha-256", _), ("sha-512", _): throw malformed
+      default: break
+      }
+    }
+    return digests
+  }
+
+  private static var malformed: Problem {
+    Problem(.badRequest, "invalid_digest", "Content-Digest must look like sha-256=:BASE64: .")
+  }
+}
+
+/// The field Content-Disposition (RFC 6266).
+enum ContentDisposition {
+  /// A name for old programs, in which everything unusual is replaced, and the exact one.
+  static func text(_ kind: String, name: some Collection<UInt8>) -> String {
+    let plain = String(
+      decoding: name.map { (0x20..<0x7f).contains($0) && !Array("\"\\%/".utf8).contains($0) ? $0 : 0x5f },
+      as: UTF8.self)
+    // The extended form is for UTF-8 only.
+    guard !plain.utf8.elementsEqual(name), let text = String(validating: name, as: UTF8.self) else {
+      return "\(kind); filename=\"\(plain)\""
+    }
+    return "\(kind); filename=\"\(plain)\"; filename*=UTF-8''\(RelativePath.encode(Array(text.utf8)))"
+  }
+}
+
+extension HTTPField.Name {
+  // Header names that are valid by their spelling.
+  static let accelRedirect = named("X-Accel-Redirect")
+  static let contentDigest = named("Content-Digest")
+  static let referrerPolicy = named("Referrer-Policy")
+
+  static func named(_ name: String) -> HTTPField.Name {
+    guard let name = HTTPField.Name(name) else { preconditionFailure("\(name) is no name of a header field") }
+    return name
+  }
+}
+
+extension StringProtocol {
+  /// Without spaces and tabs at both ends.
+  var trimmed: SubSequence {
+    let start = firstIndex { $0 != " " && $0 != "\t" } ?? endIndex
+    let end = lastIndex { $0 != " " && $0 != "\t" }.map(index(after:)) ?? start
+    return self[start..<Swift.max(start, end)]
+  }
+}

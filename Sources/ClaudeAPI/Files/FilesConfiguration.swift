@@ -1,0 +1,17 @@
+/// The bounds of the routes for files. Those of a workspace are in `WorkspaceLimits`.
+public struct FilesConfiguration: Sendable {
+  /// Entries of a page of a listing when the client names no number. Default 1,000.
+  public var pageLength = 1000
+  /// Entries of a page at most. Default 10,000.
+  public var maximumPageLength = 10_000
+  /// Archives that are made at the same time; further ones get 503. Default 8.
+  public var maximumArchives = 8
+  /// Files of one multipart upload. Default 1,000.
+  public var maximumParts = 1000
+  /// How long an unfinished upload is kept after its latest part. Default 24 h.
+  public var uploadLifetime: Duration = .seconds(86_400)
+  /// How long a share lasts at most. Default 30 days.
+  public var maximumShareLifetime: Duration = .seconds(86_400 * 30)
+
+  public init() {}
+}

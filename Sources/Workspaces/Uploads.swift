@@ -1,0 +1,200 @@
+import CLinux
+import Glibc
+
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
+/// An upload that goes on over several requests. Its bytes lie beside the workspaces until it is complete.
+public struct Upload: Sendable, Codable, Equatable {
+  public let id: UUID
+  /// Where the file goes, as the bytes of a path.
+  let target: [UInt8]
+  /// Bytes of the whole file.
+  public let length: Int64
+  /// What the client said of the file, as it was said.
+  public let metadata: String?
+  /// Seconds since 1970.
+  public var expires: Int64
+}
+
+/// Why a part of an upload was not taken.
+public enum UploadError: Error, Sendable, Equatable {
+  case notFound
+  case expired
+  /// The part doesn't begin where the one before has ended.
+  case wrongOffset(current: Int64)
+  /// The part goes beyond the end of the file.
+  case tooLong
+  /// Another part of the same upload is being taken.
+  case busy
+  /// The session has as many unfinished uploads as it may.
+  case tooMany(limit: Int)
+}
+
+enum Uploads {
+  /// Their directory inside the staging directory.
+  static let directory = "uploads"
+  /// Unfinished uploads of a session.
+  static let maximum = 20
+
+  static func fileName(_ id: UUID) -> String { id.uuidString.lowercased() }
+  static func infoName(_ id: UUID) -> String { fileName(id) + ".json" }
+}
+
+extension Workspaces {
+  /// Begins an upload. One without bytes is complete at once.
+  ///
+  /// - Throws: ``UploadError`` or ``FileError``
+  public func createUpload(
+    length: Int64, to path: RelativePath, metadata: String?, lifetime: Duration, of session: UUID
+  ) async throws -> Upload {
+    guard !path.isRoot else { throw FileError.isADirectory }
+    return try await Self.runLong { [self] in
+      let workspace = try workspace(session)
+      try checkUpload(length, of: session, workspace.raw)
+      if try existing(path, workspace.raw)?.kind == .directory { throw FileError.isADirectory }
+      let directory = try uploadDirectory(session, isMade: true)
+      try removeExpired(in: directory.raw)
+      let upload = Upload(
+        id: UUID(), target: path.bytes, length: length, metadata: metadata, expires: Self.expiry(lifetime))
+      try save(upload, in: directory.raw)
+      let name = Uploads.fileName(upload.id)
+      let file = try Descriptor(
+        openat(directory.raw, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600), "create")
+      if length == 0 { try complete(upload, directory.raw, file.raw, session, workspace.raw) }
+      return upload
+    }
+  }
+
+  /// An upload and how many bytes of it are here.
+  ///
+  /// - Throws: ``UploadError`` or ``FileError``
+  public func upload(_ id: UUID, of session: UUID) async throws -> (upload: Upload, offset: Int64) {
+    try await run { [self] in
+      let directory = try uploadDirectory(session, isMade: false)
+      let upload = try load(id, in: directory.raw)
+      return (upload, try FileStatus(of: Array(Uploads.fileName(id).utf8)[...], in: directory.raw).size)
+    }
+  }
+
+  /// Adds a part at the end. With the last one the file appears in the workspace.
+  ///
+  /// - Throws: ``UploadError`` or ``FileError``; the upload is as it was before then.
+  public func append(
+    _ body: BodyFile, at offset: Int64, digests: [ExpectedDigest], to id: UUID, of session: UUID, lifetime: Duration
+  ) async throws -> (upload: Upload, offset: Int64) {
+    try await Self.runLong { [self] in
+      let directory = try uploadDirectory(session, isMade: false)
+      var upload = try load(id, in: directory.raw)
+      let file = try Descriptor(
+        openat(directory.raw, Uploads.fileName(id), O_RDWR | O_NOFOLLOW | O_CLOEXEC), "open an upload")
+      guard flock(file.raw, LOCK_EX | LOCK_NB) == 0 else { throw UploadError.busy }
+      let current = try file.status().size
+      guard current == offset else { throw UploadError.wrongOffset(current: current) }
+      let source = try body.open()
+      let size = body.path == nil ? 0 : try source.status().size
+      guard size <= upload.length - current else { throw UploadError.tooLong }
+      try Digests.verify(digests, source.raw)
+      guard lseek(file.raw, off_t(current), SEEK_SET) >= 0 else { throw FileError("lseek") }
+      do throws(FileError) {
+        try copyRange(source.raw, 0..<size, to: file.raw)
+      } catch {
+        guard ftruncate(file.raw, off_t(current)) == 0 else { throw FileError("truncate") }
+        throw error
+      }
+      upload.expires = Self.expiry(lifetime)
+      if current + size == upload.length {
+        let workspace = try workspace(session)
+        try complete(upload, directory.raw, file.raw, session, workspace.raw)
+      } else {
+        try save(upload, in: directory.raw)
+      }
+      return (upload, current + size)
+    }
+  }
+
+  /// Gives an upload up.
+  ///
+  /// - Throws: ``UploadError`` or ``FileError``
+  public func deleteUpload(_ id: UUID, of session: UUID) async throws {
+    try await run { [self] in
+      let directory = try uploadDirectory(session, isMade: false)
+      _ = try load(id, in: directory.raw)
+      unlinkat(directory.raw, Uploads.fileName(id), 0)
+      unlinkat(directory.raw, Uploads.infoName(id), 0)
+    }
+  }
+
+  /// Removes all uploads and shares of a session.
+  func removeAttachments(_ session: UUID) throws {
+    for kind in [Uploads.directory, Self.shares] {
+      let all = openat(stagingDescriptor, kind, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+      if all < 0, errno == ENOENT { continue }
+      let directory = try Descriptor(all, "open \(kind)")
+      guard clinux_remove_tree(directory.raw, Self.name(session)) == 0 else {
+        throw WorkspaceError(operation: "remove \(kind)", errno: errno)
+      }
+    }
+  }
+
+  // MARK: Storage
+
+  private static func expiry(_ lifetime: Duration) -> Int64 { Int64(time(nil)) + lifetime.components.seconds }
+
+  private func uploadDirectory(_ session: UUID, isMade: Bool) throws -> Descriptor {
+    let beneath = Beneath(directory: stagingDescriptor)
+    let path = try RelativePath("\(Uploads.directory)/\(Self.name(session))".utf8)
+    if isMade { return try beneath.makingDirectory(path) }
+    do throws(FileError) {
+      return try beneath.directory(path)
+    } catch .notFound {
+      throw UploadError.notFound
+    }
+  }
+
+  private func complete(
+    _ upload: Upload, _ directory: CInt, _ file: CInt, _ session: UUID, _ workspace: CInt
+  ) throws {
+    let path = try RelativePath(upload.target)
+    let name = StagedFile.newName()
+    let moved = Uploads.fileName(upload.id).withCString { clinux_rename(directory, $0, stagingDescriptor, name, 0) }
+    guard moved == 0 else { throw FileError("rename") }
+    unlinkat(directory, Uploads.infoName(upload.id), 0)
+    try checkRoom(bytes: 0, entries: 1, of: session, workspace)
+    _ = try install(StagedFile(existing: name, in: stagingDescriptor), at: path, of: session, workspace)
+  }
+
+  private func save(_ upload: Upload, in directory: CInt) throws {
+    try writeWhole(try JSONEncoder().encode(upload), Uploads.infoName(upload.id), in: directory)
+  }
+
+  private func load(_ id: UUID, in directory: CInt) throws -> Upload {
+    let opened = openat(directory, Uploads.infoName(id), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)
+    guard opened >= 0 || errno != ENOENT else { throw UploadError.notFound }
+    let file = try Descriptor(opened, "open an upload")
+    let bytes = try MultipartScanner(descriptor: file.raw, boundary: []).read(at: 0, count: 64 << 10)
+    let upload = try JSONDecoder().decode(Upload.self, from: Data(bytes))
+    guard upload.expires > Int64(time(nil)) else { throw UploadError.expired }
+    return upload
+  }
+
+  /// Makes room for another upload.
+  private func removeExpired(in directory: CInt) throws {
+    var count = 0
+    for entry in try readNames(of: directory, after: nil, limit: 4 * Uploads.maximum).names {
+      let name = String(decoding: entry.name, as: UTF8.self)
+      guard name.hasSuffix(".json"), let id = UUID(uuidString: String(name.dropLast(5))) else { continue }
+      do {
+        _ = try load(id, in: directory)
+        count += 1
+      } catch UploadError.expired {
+        unlinkat(directory, Uploads.fileName(id), 0)
+        unlinkat(directory, name, 0)
+      }
+    }
+    guard count < Uploads.maximum else { throw UploadError.tooMany(limit: Uploads.maximum) }
+  }
+}

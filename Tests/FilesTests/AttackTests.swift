@@ -1,0 +1,232 @@
+import CLinux
+import Foundation
+import Sessions
+import Synchronization
+import TestSupport
+import Testing
+import Workspaces
+
+/// What an agent or a client could try. All decoys lie in the test's own directory.
+@Suite struct AttackTests {
+  /// A directory beside the workspaces with a secret, which nothing may read or change.
+  private func withDecoy(_ body: (FilesServer, _ decoy: String) async throws -> Void) async throws {
+    try await FilesServer.run { server in
+      let decoy = server.directory + "/decoy"
+      mkdir(decoy, 0o755)
+      try Data("secret".utf8).write(to: URL(fileURLWithPath: decoy + "/file"))
+      mkdir(decoy + "/empty", 0o755)
+      try await body(server, decoy)
+      #expect(text(of: decoy + "/file") == "secret")
+      #expect(try FileManager.default.contentsOfDirectory(atPath: decoy).sorted() == ["empty", "file"])
+      #expect(try FileManager.default.contentsOfDirectory(atPath: decoy + "/empty").isEmpty)
+      #expect(try server.staged.isEmpty)
+    }
+  }
+
+  @Test func linksAreNeverFollowed() async throws {
+    try await withDecoy { server, decoy in
+      try server.write("inside", to: "real/inside.txt")
+      symlink(decoy, server.workspace + "/dir")
+      symlink(decoy + "/file", server.workspace + "/file")
+      symlink("real", server.workspace + "/near")
+      symlink("/proc/self/root" + decoy, server.workspace + "/magic")
+      symlink("loop", server.workspace + "/loop")
+      for path in ["dir", "dir/", "dir/file", "file", "near/inside.txt", "magic/file", "loop", "loop/x"] {
+        for method in ["GET", "HEAD"] {
+          let response = try await server.send(method, "\(server.base)/files/\(path)")
+          #expect(response.status == 403 || response.status == 404, "\(method) \(path)")
+          #expect(!response.text.contains("secret"))
+        }
+      }
+      for path in ["dir/file", "dir/new", "dir/empty/new", "magic/file", "dir/a/b/c"] {
+        #expect(try await server.send("PUT", "\(server.base)/files/\(path)", text: "x").status == 403, "\(path)")
+        #expect(try await server.send("DELETE", "\(server.base)/files/\(path)").status == 403, "\(path)")
+        let form = multipart([("f", path, "x")])
+        #expect(try await server.send("POST", server.base + "/files", form.fields, form.body).status == 403)
+        let folder = try await server.json("POST", server.base + "/folders", #"{"path":"\#(path)"}"#)
+        #expect(folder.status == 403, "\(path)")
+        let out = try await server.json("POST", server.base + "/move", #"{"from":"real","to":"\#(path)"}"#)
+        #expect(out.status == 403, "\(path)")
+        let back = try await server.json("POST", server.base + "/move", #"{"from":"\#(path)","to":"stolen"}"#)
+        #expect(back.status == 403, "\(path)")
+      }
+      // The links themselves can be replaced and removed.
+      #expect(try await server.send("PUT", server.base + "/files/file", text: "mine").status == 204)
+      #expect(server.read("file") == "mine")
+      #expect(try await server.send("DELETE", server.base + "/files/dir?recursive=1").status == 204)
+      let moved = try await server.json("POST", server.base + "/move", #"{"from":"near","to":"elsewhere/near"}"#)
+      #expect(moved.status == 200)
+    }
+  }
+
+  @Test func pathsThatClimb() async throws {
+    try await withDecoy { server, _ in
+      let up = [
+        "../decoy/file", "..%2f..%2fdecoy/file", "%2e%2e/%2e%2e/decoy/file", "..\\..\\decoy\\file",
+        "a/../../decoy/file",
+        "//decoy/file", "%2fdecoy/file", "..%00/file", "%c0%ae%c0%ae/%c0%ae%c0%ae/decoy/file",
+        "..%c0%af..%c0%afdecoy/file", "%252e%252e/decoy/file", "./file", ".%2e/file", "..;/decoy/file",
+        "../.incoming/uploads", "..%2f.incoming",
+      ]
+      for path in up {
+        for (method, body) in [("GET", nil), ("PUT", "x"), ("DELETE", nil)] as [(String, String?)] {
+          let response = try await server.send(
+            method, "\(server.base)/files/\(path)", [:], body.map { Array($0.utf8) })
+          #expect(response.status >= 400 || method != "GET", "\(method) \(path)")
+          #expect(!response.text.contains("secret"))
+        }
+      }
+      let root = try FileManager.default.contentsOfDirectory(atPath: server.directory + "/workspaces")
+      #expect(root.sorted() == [".incoming", server.session.id.uuidString.lowercased()].sorted())
+    }
+  }
+
+  @Test func internalLocationsAreClosed() async throws {
+    try await withDecoy { server, _ in
+      try server.write("x", to: "f")
+      let id = server.session.id.uuidString.lowercased()
+      for target in ["/_workspaces/\(id)/f", "/_workspaces/", "/_workspaces/../decoy/file", "//_workspaces/\(id)/f"] {
+        #expect(try await server.send("GET", target).status >= 400, "\(target)")
+      }
+      // nginx and the responder must mean the same path.
+      let response = try await server.send("GET", "/x/../sessions/\(id)/files/f")
+      #expect(response.status == 404 || response.status == 400)
+    }
+  }
+
+  @Test func specialFilesDoNotHang() async throws {
+    try await withDecoy { server, _ in
+      mkfifo(server.workspace + "/fifo", 0o600)
+      let socket = clinux_listen_unix(server.workspace + "/socket", 1, 0o600)
+      defer { close(socket) }
+      for name in ["fifo", "socket"] {
+        #expect(try await server.send("GET", server.base + "/files/" + name).problemCode == "special_file")
+      }
+      let archive = try await server.send("GET", server.base + "/archive")
+      #expect(archive.status == 200)
+      #expect(try await server.send("PUT", server.base + "/files/fifo", text: "x").status == 204)
+      #expect(server.read("fifo") == "x")
+    }
+  }
+
+  @Test func aWriteDoesNotReachTheOtherNameOfAFile() async throws {
+    try await withDecoy { server, decoy in
+      try FileManager.default.linkItem(atPath: decoy + "/file", toPath: server.workspace + "/hard")
+      #expect(try await server.send("PUT", server.base + "/files/hard", text: "x").status == 204)
+      #expect(server.read("hard") == "x")
+      try FileManager.default.linkItem(atPath: decoy + "/file", toPath: server.workspace + "/hard2")
+      #expect(try await server.send("DELETE", server.base + "/files/hard2").status == 204)
+    }
+  }
+
+  @Test func linksThatAreSwappedIn() async throws {
+    try await withDecoy { server, decoy in
+      let (real, saved, trap) = (server.workspace + "/d", server.workspace + "/saved", server.workspace + "/trap")
+      mkdir(real, 0o755)
+      symlink(decoy, trap)
+      try server.write("inside", to: "d/file")
+      let isDone = Mutex(false)
+      let swapper = Task.detached {
+        var rounds = 0
+        while !isDone.withLock({ $0 }) {
+          rename(real, saved)
+          rename(trap, real)
+          rename(real, trap)
+          rename(saved, real)
+          rounds += 1
+          await Task.yield()
+        }
+        return rounds
+      }
+      try await withThrowingTaskGroup(of: Void.self) { tasks in
+        for _ in 0..<4 {
+          tasks.addTask {
+            for round in 0..<60 {
+              let file = try await server.send("GET", server.base + "/files/d/file")
+              #expect(!file.text.contains("secret"))
+              _ = try await server.send("PUT", server.base + "/files/d/empty/new\(round)", text: "x")
+              _ = try await server.send("DELETE", server.base + "/files/d/empty?recursive=1")
+              let listing = try await server.send("GET", server.base + "/files/d/?format=json")
+              #expect(!listing.text.contains("\"empty\",\"type\":\"directory\",\"size\":null,\"secret"))
+              let archive = try await server.send("GET", server.base + "/archive?format=zip&path=d")
+              #expect(!String(decoding: archive.body, as: UTF8.self).contains("secret"))
+            }
+          }
+        }
+        try await tasks.waitForAll()
+      }
+      isDone.withLock { $0 = true }
+      #expect(await swapper.value > 0)
+    }
+  }
+
+  @Test func longPathsAndDeepTrees() async throws {
+    try await withDecoy { server, _ in
+      let long = String(repeating: "a", count: 4096)
+      #expect(try await server.send("GET", server.base + "/files/" + long).problemCode == "invalid_path")
+      let deep = String(repeating: "a/", count: 6000)
+      #expect(
+        try await server.send("PUT", server.base + "/files/" + deep + "x", text: "x").problemCode == "invalid_path")
+      let huge = try await server.send("GET", server.base + "/files/" + String(repeating: "a", count: 65_536))
+      #expect(huge.status == 414)
+      // 10,000 folders in each other, which an agent can make.
+      try await onThread {
+        var current = open(server.workspace, O_RDONLY | O_DIRECTORY)
+        for _ in 0..<10_000 {
+          mkdirat(current, "d", 0o755)
+          let next = openat(current, "d", O_RDONLY | O_DIRECTORY)
+          close(current)
+          current = next
+        }
+        close(current)
+      }
+      let usage = try await server.send("GET", server.base + "/usage")
+      #expect(usage.text.contains("\"entries\":10000"))
+      #expect(try await server.send("GET", server.base + "/files/d/d/d/?format=json").status == 200)
+      #expect(try await server.send("GET", server.base + "/archive").status == 200)
+      #expect(try await server.send("DELETE", server.base + "/files/d?recursive=true").status == 204)
+    }
+  }
+
+  @Test func sessionsAreApart() async throws {
+    try await withDecoy { server, _ in
+      try server.write("mine", to: "f")
+      let other = try await server.service.create(NewSession(name: "Other")).session
+      let base = "/sessions/" + other.id.uuidString.lowercased()
+      let id = server.session.id.uuidString.lowercased()
+      for path in ["f", "../\(id)/f", "%2e%2e/\(id)/f", "..%2f\(id)/f"] {
+        let response = try await server.send("GET", "\(base)/files/\(path)")
+        #expect(response.status >= 400, "\(path)")
+      }
+      try await server.service.delete(server.session.id)
+      #expect(try await server.send("GET", server.base + "/files/f").problemCode == "session_not_found")
+    }
+  }
+
+  @Test func theWorkspaceGoesDuringADownload() async throws {
+    try await FilesServer.run { server in
+      let size = 40_000_000
+      try server.write("", to: "large")
+      truncate(server.workspace + "/large", off_t(size))
+      let connection = try RawConnection(port: server.port)
+      try await connection.send(server.bytes("GET", server.base + "/files/large", [:], nil))
+      var received = try await connection.receive { $0.count > 1000 }.count
+      try await server.service.delete(server.session.id)
+      received += try await connection.receive { _ in false }.count
+      #expect(received > size)
+    }
+  }
+
+  @Test func aFileThatShrinksWhileItIsSent() async throws {
+    try await FilesServer.run { server in
+      try server.write("", to: "large")
+      truncate(server.workspace + "/large", 40_000_000)
+      let connection = try RawConnection(port: server.port)
+      try await connection.send(server.bytes("GET", server.base + "/files/large", [:], nil))
+      _ = try await connection.receive { $0.count > 1000 }
+      truncate(server.workspace + "/large", 10)
+      _ = try await connection.receive { _ in false }
+      #expect(try await server.send("GET", server.base + "/files/large")["content-length"] == ["10"])
+    }
+  }
+}
