@@ -14,7 +14,7 @@ struct Keys: AsyncParsableCommand {
     @Option(help: "The server's state directory (default as for serve).")
     var stateDir: String?
 
-    func withStore<T>(_ body: (SQLiteSessionStore) async throws -> T) async throws -> T {
+    func withStore<T>(_ body: (SQLiteSessionStore, WatchedKeyStore) async throws -> T) async throws -> T {
       let configuration: ServerConfiguration
       do {
         configuration = try await ServerConfiguration(
@@ -25,7 +25,8 @@ struct Keys: AsyncParsableCommand {
       let store = try await SQLiteSessionStore.open(
         SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
       do {
-        let result = try await body(store)
+        let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
+        let result = try await body(store, keys)
         await store.close()
         return result
       } catch {
@@ -66,9 +67,9 @@ struct Keys: AsyncParsableCommand {
       let key = APIKey(
         id: secret.id, name: name, role: role.role, sessionID: session?.id, digest: secret.digest, createdAt: now,
         expiresAt: expiresIn.map { now.advanced(by: $0.duration) })
-      try await location.withStore { store in
+      try await location.withStore { store, keys in
         if let id = session?.id { _ = try await store.session(id) }
-        try await store.addKey(key)
+        try await keys.addKey(key)
       }
       print(secret.text)
     }
@@ -82,7 +83,7 @@ struct Keys: AsyncParsableCommand {
 
     func run() async throws {
       let now = Timestamp.now()
-      for key in try await location.withStore({ try await $0.keys() }) {
+      for key in try await location.withStore({ try await $1.keys() }) {
         let state = key.revokedAt != nil ? "revoked" : key.isValid(at: now) ? "valid" : "expired"
         print(
           [
@@ -102,7 +103,7 @@ struct Keys: AsyncParsableCommand {
 
     func run() async throws {
       let secret = KeySecret(id: id)
-      guard try await location.withStore({ try await $0.replaceKeyDigest(id, with: secret.digest) }) != nil else {
+      guard try await location.withStore({ try await $1.replaceKeyDigest(id, with: secret.digest) }) != nil else {
         throw ValidationError("There is no key \(id), or it is revoked.")
       }
       print(secret.text)
@@ -116,7 +117,7 @@ struct Keys: AsyncParsableCommand {
     @Argument(help: "The key's id, as in the list.") var id: String
 
     func run() async throws {
-      guard try await location.withStore({ try await $0.revokeKey(id, at: .now()) }) else {
+      guard try await location.withStore({ try await $1.revokeKey(id, at: .now()) }) else {
         throw ValidationError("There is no key \(id).")
       }
     }

@@ -50,7 +50,8 @@ struct Responder {
     let examination = Mutex<Task<Void, Never>?>(nil)
     let server = FastCGIServer(
       responder: API(
-        service: service, configuration: apiConfiguration, keys: store,
+        service: service, configuration: apiConfiguration,
+        keys: WatchedKeyStore(store, stateDirectory: configuration.stateDirectory),
         files: FilesAPI(service: service, workspaces: workspaces)
       ).responder(),
       configuration: transportConfiguration, logger: logger,

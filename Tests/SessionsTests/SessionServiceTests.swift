@@ -88,7 +88,7 @@ import Testing
       #expect(Set(created.map(\.turn?.id)).count == 1)
       #expect(created.count { !$0.isReplay } == 1)
       let workspace = URL(filePath: created[0].session.workspace).deletingLastPathComponent().path()
-      #expect(try FileManager.default.contentsOfDirectory(atPath: workspace).count == 1)
+      #expect(try FileManager.default.contentsOfDirectory(atPath: workspace).count { !$0.hasPrefix(".") } == 1)
       _ = try await service.outcome(of: #require(created[0].turn))
       #expect(runner.prompts == ["once"])
     }

@@ -36,7 +36,8 @@ public struct FilesAPI: Sendable {
       routes.add(.get, path, "Download a file, or list a folder", for: .read, to: router, get)
     }
     routes.add(.put, "/sessions/{session_id}/files/{path}", "Upload a file", for: .change, to: router, put)
-    routes.add(.delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", for: .change, to: router, delete)
+    routes.add(
+      .delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", for: .change, to: router, delete)
     addFormRoutes(to: router, &routes)
     addArchiveRoutes(to: router, &routes)
     addUploadRoutes(to: router, &routes)

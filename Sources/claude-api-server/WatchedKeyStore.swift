@@ -1,0 +1,80 @@
+import Foundation
+import Sessions
+import Synchronization
+
+/// Keys of a store, remembered until somebody changes them, so that a request costs no look-up.
+///
+/// Each change, also by the command line beside a running server, replaces a file; whoever sees another file than
+/// before asks the store again. A change therefore holds with the first request after it.
+final class WatchedKeyStore: KeyStore {
+  private struct Stamp: Equatable {
+    var inode: UInt64 = 0
+    var seconds = 0
+    var nanoseconds = 0
+  }
+
+  private struct Memory {
+    var stamp = Stamp()
+    var found: [String: APIKeyLookup] = [:]
+  }
+
+  /// Made-up ids must not pile up.
+  private static let rememberedKeys = 1000
+
+  private let store: any KeyStore
+  private let path: String
+  private let memory = Mutex(Memory())
+
+  init(_ store: any KeyStore, stateDirectory: String) {
+    self.store = store
+    path = stateDirectory + "/keys.changed"
+  }
+
+  func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
+    // Taken before the store is asked: what changes in between is found by the next request.
+    let stamp = stamp()
+    let known = memory.withLock { $0.stamp == stamp ? $0.found[id ?? ""] : nil }
+    if let known { return known }
+    let found = try await store.lookUpKey(id)
+    memory.withLock { memory in
+      if memory.stamp != stamp { memory = Memory(stamp: stamp) }
+      if memory.found.count < Self.rememberedKeys { memory.found[id ?? ""] = found }
+    }
+    return found
+  }
+
+  func keys() async throws(SessionStoreError) -> [APIKey] { try await store.keys() }
+
+  func addKey(_ key: APIKey) async throws(SessionStoreError) {
+    try await store.addKey(key)
+    try announceChange()
+  }
+
+  func replaceKeyDigest(_ id: String, with digest: [UInt8]) async throws(SessionStoreError) -> APIKey? {
+    let key = try await store.replaceKeyDigest(id, with: digest)
+    try announceChange()
+    return key
+  }
+
+  func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
+    let isFound = try await store.revokeKey(id, at: now)
+    try announceChange()
+    return isFound
+  }
+
+  private func stamp() -> Stamp {
+    var status = stat()
+    guard stat(path, &status) == 0 else { return Stamp() }
+    return Stamp(
+      inode: UInt64(status.st_ino), seconds: status.st_mtim.tv_sec, nanoseconds: status.st_mtim.tv_nsec)
+  }
+
+  private func announceChange() throws(SessionStoreError) {
+    do {
+      // Written beside it and renamed over it, which makes another file each time.
+      try Data().write(to: URL(filePath: path), options: .atomic)
+    } catch {
+      throw .io("the change of the keys is stored but could not be announced: \(error.localizedDescription)")
+    }
+  }
+}
