@@ -27,8 +27,7 @@ struct BodyFields {
       throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
     }
     if isOptional, body.readableBytes == 0 {
-      self.members = [:]
-      self.known = known
+      try self.init([:], known: known)
       return
     }
     guard body.readableBytes > 0 else {

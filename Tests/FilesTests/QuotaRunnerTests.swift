@@ -29,6 +29,7 @@ private final class GreedyRunner: TurnRunner {
   }
 
   func interrupt(_ sessionID: UUID) async { end.finish() }
+  func answerPermission(_: String, of _: UUID, _: PermissionAnswer) async -> Bool { false }
   func stop(_ sessionID: UUID) async { end.finish() }
 }
 
