@@ -86,6 +86,7 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .target(name: "Sandbox", dependencies: ["ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
@@ -108,8 +109,8 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sessions", "Workspaces",
-        argumentParser,
+        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox", "Sessions",
+        "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
         logging, serviceLifecycle, unixSignals,
@@ -121,14 +122,14 @@ let package = Package(
       swiftSettings: swiftSettings),
 
     // Tests, and the programs and code that they use
+    .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "ClaudeAPITests",
       dependencies: [
-        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", httpTypes, hummingbird,
-        logging, nioCore,
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "SessionTestSupport", "Sessions",
+        "TestSupport", httpTypes, hummingbird, logging, nioCore,
       ],
       swiftSettings: swiftSettings),
-    .testTarget(name: "ClientTests", dependencies: ["ClientSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "ClaudeRunnerTests",
       dependencies: [
@@ -163,6 +164,8 @@ let package = Package(
       swiftSettings: swiftSettings),
     .testTarget(name: "JSONSupportTests", dependencies: ["JSONSupport"], swiftSettings: swiftSettings),
     .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "SandboxTests", dependencies: ["ClaudeRunner", "Sandbox", "TestSupport"], swiftSettings: swiftSettings),
     .target(
       name: "SessionStoreContract", dependencies: ["Sessions"], path: "Tests/SessionStoreContract",
       swiftSettings: swiftSettings),

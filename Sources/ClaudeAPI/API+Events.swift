@@ -12,10 +12,11 @@ import Sessions
 extension API {
   func addEventRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(
-      .get, "/sessions/{session_id}/events", "Read the event log, or follow it as text/event-stream", to: router,
+      .get, "/sessions/{session_id}/events", "Read the event log, or follow it as text/event-stream", for: .read,
+      to: router,
       events)
     routes.add(
-      .get, "/sessions/{session_id}/messages", "Read the conversation", to: router, conversation)
+      .get, "/sessions/{session_id}/messages", "Read the conversation", for: .read, to: router, conversation)
   }
 
   private func events(_ request: Request, _ context: Context) async throws -> Response {

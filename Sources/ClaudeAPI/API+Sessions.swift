@@ -1,6 +1,8 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
 import JSONSupport
+import NIOCore
 import Sessions
 import Workspaces
 
@@ -12,12 +14,12 @@ import Workspaces
 
 extension API {
   func addSessionRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
-    routes.add(.post, "/sessions", "Create a new session", to: router, createSession)
-    routes.add(.get, "/sessions", "List all sessions", to: router, listSessions)
+    routes.add(.post, "/sessions", "Create a new session", for: .change, to: router, createSession)
+    routes.add(.get, "/sessions", "List all sessions", for: .read, to: router, listSessions)
     routes.add(
-      .post, "/sessions/{session_id}/messages", "Send message to session", to: router, sendMessage)
-    routes.add(.get, "/sessions/{session_id}", "Get session info", to: router, showSession)
-    routes.add(.delete, "/sessions/{session_id}", "Delete session", to: router, deleteSession)
+      .post, "/sessions/{session_id}/messages", "Send message to session", for: .change, to: router, sendMessage)
+    routes.add(.get, "/sessions/{session_id}", "Get session info", for: .read, to: router, showSession)
+    routes.add(.delete, "/sessions/{session_id}", "Delete session", for: .change, to: router, deleteSession)
   }
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
@@ -35,7 +37,8 @@ extension API {
     // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
       NewSession(
-        name: name, initialPrompt: archive == nil ? prompt : nil, options: try Self.sessionOptions(fields),
+        name: name, initialPrompt: archive == nil ? prompt : nil, owner: Principal.current?.keyID,
+        options: try Self.sessionOptions(fields),
         metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
@@ -84,9 +87,15 @@ extension API {
     _ request: Request, _ context: Context, known: [String]
   ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
     let limit = configuration.maximumBodyBytes
-    guard let files else { return (try await BodyFields(request, limit: limit, known: known), nil) }
-    if let form = try await files.sessionForm(request, context, known: known, limit: limit) { return form }
-    let request = try await files.withBodyInMemory(request, context, limit: limit)
+    if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
+    var request = request
+    // nginx hands bodies over as files where one may be an archive.
+    if let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty {
+      guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
+        throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+      }
+      request = Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
+    }
     return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
@@ -98,7 +107,8 @@ extension API {
         after: try query.integer("cursor", in: 0...Int64.max).map { SessionCursor(rawValue: $0) },
         limit: try query.integer("limit", in: 1...1000) ?? (isPaged ? 100 : nil),
         nameContains: try query.text("name"),
-        activity: try query.choice("status", SessionActivity.self)))
+        activity: try query.choice("status", SessionActivity.self),
+        owner: Principal.current?.listedOwner))
     let sessions = page.sessions
     var json = JSONWriter(capacity: 64 + sessions.count * 300)
     json.object { json in
@@ -146,7 +156,7 @@ extension API {
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
     let accepted = try await service.accept(
-      prompt, for: id, options: try Self.messageOptions(fields), idempotency: claim)
+      prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     let preference = AnswerPreference(request.headers)
     if preference.form == .stream {

@@ -11,11 +11,13 @@ import Sessions
 
 extension API {
   func addTurnRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
-    routes.add(.get, "/sessions/{session_id}/turns", "List the turns of a session", to: router, listTurns)
+    routes.add(.get, "/sessions/{session_id}/turns", "List the turns of a session", for: .read, to: router, listTurns)
     routes.add(
-      .get, "/sessions/{session_id}/turns/{turn_id}", "Get a turn; ?wait=30s waits for its end", to: router, showTurn)
+      .get, "/sessions/{session_id}/turns/{turn_id}", "Get a turn; ?wait=30s waits for its end", for: .read, to: router,
+      showTurn)
     routes.add(
-      .post, "/sessions/{session_id}/turns/{turn_id}/cancel", "Take a queued turn out of the queue", to: router,
+      .post, "/sessions/{session_id}/turns/{turn_id}/cancel", "Take a queued turn out of the queue", for: .change,
+      to: router,
       cancelTurn)
   }
 

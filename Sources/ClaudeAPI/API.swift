@@ -19,10 +19,17 @@ public struct API: Sendable {
   let configuration: APIConfiguration
   let files: FilesAPI?
   let promptRules: PromptRules
+  private let keys: (any KeyStore)?
 
-  /// - Parameter files: the routes for files, if there are to be any.
-  public init(service: SessionService, configuration: APIConfiguration, files: FilesAPI? = nil) {
+  /// - Parameters:
+  ///   - keys: against which requests are checked. Nil checks nothing, for a server that has seen to it otherwise
+  ///     who can reach it.
+  ///   - files: the routes for files, if there are to be any.
+  public init(
+    service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
+  ) {
     self.service = service
+    self.keys = keys
     self.configuration = configuration
     self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
@@ -32,12 +39,19 @@ public struct API: Sendable {
   public func responder(_: Context.Type = Context.self) -> RouterResponder<Context> {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
-    var table = RouteTable()
-    addRoutes(to: Router(context: Context.self), &table)
+    let table = routes
+    if let keys { router.add(middleware: AuthenticationMiddleware(routes: table, keys: keys, service: service)) }
     router.add(middleware: ErrorMiddleware(routes: table))
     var again = RouteTable()
     addRoutes(to: router, &again)
     return router.buildResponder()
+  }
+
+  /// All routes, for what must cover each of them.
+  var routes: RouteTable {
+    var table = RouteTable()
+    addRoutes(to: Router(context: Context.self), &table)
+    return table
   }
 
   private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
@@ -47,9 +61,9 @@ public struct API: Sendable {
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
-    routes.add(.get, "/healthz", "Whether the server is alive", to: router, health)
+    routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)
-    routes.add(.get, "/", "API info", to: router) { _, _ in Self.json(index) }
+    routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in Self.json(index) }
   }
 
   // MARK: The server

@@ -19,6 +19,7 @@ extension IdempotencyClaim {
     var digest = SHA256()
     digest.update(data: Array("\(scope)\n".utf8))
     digest.update(data: fields.canonical)
-    self.init(key: IdempotencyKey(scope: scope, key: key), digest: Array(digest.finalize()))
+    self.init(
+      key: IdempotencyKey(owner: Principal.current?.keyID, scope: scope, key: key), digest: Array(digest.finalize()))
   }
 }

@@ -16,21 +16,26 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var allow: String?
   /// What was decided, for a decision that came too late.
   public var approval: Approval?
+  /// How to authenticate, for a 401.
+  public var challenge: String?
 
   public init(
-    _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil
+    _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
+    challenge: String? = nil
   ) {
     self.status = status
     self.code = code
     self.detail = detail
     self.retryAfter = retryAfter
     self.allow = allow
+    self.challenge = challenge
   }
 
   public var response: Response {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
+    if let challenge { headers[.wwwAuthenticate] = challenge }
     var json = JSONWriter()
     json.object { json in
       json.field("type", "about:blank")

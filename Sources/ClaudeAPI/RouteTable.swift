@@ -4,14 +4,28 @@ import Hummingbird
 /// The routes of the API as data: what the router, the index, the problem document of a wrong method, and every
 /// check that must cover all routes are made from.
 struct RouteTable {
+  /// Who may use a route. A path with a session is for those only who may see that session.
+  enum Access: Sendable {
+    /// Everybody, also without a key.
+    case open
+    /// Every key, and nothing of sessions is told.
+    case information
+    /// Every key, for its own sessions.
+    case read
+    /// Keys that may change things, for their own sessions.
+    case change
+  }
+
   struct Entry: Sendable {
     let method: HTTPRequest.Method
     /// The path with its parameters in braces. `{path}` at the end stands for any number of components.
     let path: String
     let summary: String
+    let access: Access
   }
 
   private(set) var entries: [Entry] = []
+  private var accesses: [String: [HTTPRequest.Method: Access]] = [:]
 
   /// The methods that exist for the path of a request, in the order of their routes; empty if there is no such path.
   func methods(for path: String) -> [HTTPRequest.Method] {
@@ -22,6 +36,11 @@ struct RouteTable {
       if entry.method == .get { methods.append(.head) }
     }
     return methods
+  }
+
+  /// Who may use the route with this template.
+  func access(_ method: HTTPRequest.Method, _ path: String) -> Access? {
+    accesses[path]?[method == .head ? .get : method]
   }
 
   private static func matches(_ template: String, _ segments: [Substring]) -> Bool {
@@ -37,10 +56,12 @@ struct RouteTable {
 
   /// Adds a route to the table and to the router.
   mutating func add<Context: RequestContext>(
-    _ method: HTTPRequest.Method, _ path: String, _ summary: String, to router: Router<Context>,
+    _ method: HTTPRequest.Method, _ path: String, _ summary: String, for access: Access, to router: Router<Context>,
     _ handler: @escaping @Sendable (Request, Context) async throws -> Response
   ) {
-    entries.append(Entry(method: method, path: path, summary: summary))
-    router.on(RouterPath(path.replacing("/{path}", with: "/**")), method: method, use: handler)
+    entries.append(Entry(method: method, path: path, summary: summary, access: access))
+    let routed = RouterPath(path.replacing("/{path}", with: "/**"))
+    accesses[routed.description, default: [:]][method] = access
+    router.on(routed, method: method, use: handler)
   }
 }

@@ -66,7 +66,8 @@ enum Classification {
     ofExit exit: ClaudeExit, errorOutput: String, partial: ClaudeTurnResult?, wasOutOfMemory: Bool
   ) -> ClaudeFailure {
     let tail = errorOutput.split(separator: "\n").last.map { ": \($0.prefix(300))" } ?? "."
-    if exit == .signal(9) && wasOutOfMemory {
+    // A sandbox reports the signal that its command died of as a status.
+    if exit == .signal(9) || exit == .code(128 + 9), wasOutOfMemory {
       return ClaudeFailure(
         .outOfMemory, "The system killed the Claude Code CLI for want of memory.", exit: exit,
         errorOutput: errorOutput, partial: partial)

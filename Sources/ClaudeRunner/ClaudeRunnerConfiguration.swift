@@ -119,6 +119,18 @@ public struct ClaudeLaunch: Sendable {
   public var workingDirectory: String
   /// The session's own configuration and transcripts; also HOME and, in it, `tmp` as TMPDIR.
   public var configDirectory: String
+
+  public init(
+    sessionID: String, executable: String, arguments: [String], environment: [String: String],
+    workingDirectory: String, configDirectory: String
+  ) {
+    self.sessionID = sessionID
+    self.executable = executable
+    self.arguments = arguments
+    self.environment = environment
+    self.workingDirectory = workingDirectory
+    self.configDirectory = configDirectory
+  }
 }
 
 /// What a session is and where; the same for all of its life.

@@ -7,6 +7,7 @@ enum Schema {
   static var migrator: DatabaseMigrator {
     var migrator = DatabaseMigrator()
     migrator.registerMigration("001-sessions") { try $0.execute(sql: sessions) }
+    migrator.registerMigration("002-keys") { try $0.execute(sql: keys) }
     return migrator
   }
 
@@ -118,5 +119,19 @@ enum Schema {
       id INTEGER PRIMARY KEY CHECK (id = 1),
       count INTEGER NOT NULL
     ) STRICT;
+    """
+
+  /// A key of a session is no reference to it: the key says so itself when the session is gone.
+  private static let keys = """
+    CREATE TABLE api_keys (
+      id TEXT PRIMARY KEY,
+      name TEXT NOT NULL,
+      role TEXT NOT NULL CHECK (role IN ('admin', 'user', 'read')),
+      session_id BLOB CHECK (length(session_id) = 16),
+      digest BLOB NOT NULL CHECK (length(digest) = 32),
+      created_at INTEGER NOT NULL,
+      expires_at INTEGER,
+      revoked_at INTEGER
+    ) STRICT, WITHOUT ROWID;
     """
 }

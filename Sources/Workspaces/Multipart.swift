@@ -43,8 +43,10 @@ extension Workspaces {
   }
 
   /// The bytes of a body, or nil if there are more than `limit`.
-  public func bytes(of body: BodyFile, limit: Int) async throws -> [UInt8]? {
-    try await Self.runLong {
+  ///
+  /// - Throws: ``FileError``
+  public static func bytes(of body: BodyFile, limit: Int) async throws -> [UInt8]? {
+    try await runLong {
       let source = try body.open()
       let bytes = try MultipartScanner(descriptor: source.raw, boundary: []).read(at: 0, count: limit + 1)
       return bytes.count > limit ? nil : bytes

@@ -4,6 +4,7 @@ import Foundation
 import HummingbirdFastCGI
 import Logging
 import SQLiteStore
+import Sandbox
 import ServiceLifecycle
 import Sessions
 import Synchronization
@@ -33,6 +34,8 @@ struct Responder {
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    var runnerConfiguration = runnerConfiguration
+    runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
@@ -40,17 +43,27 @@ struct Responder {
     bounds.queueLimit = configuration.queueLength
     bounds.approvalTimeout = configuration.approvalTimeout
     let service = SessionService(
-      store: store, workspaces: workspaces, runner: ClaudeTurnRunner(runner: runner, defaults: options),
+      store: store, workspaces: workspaces,
+      runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let server = FastCGIServer(
-      responder: API(service: service, configuration: apiConfiguration).responder(),
+      responder: API(
+        service: service, configuration: apiConfiguration, keys: store,
+        files: FilesAPI(service: service, workspaces: workspaces)
+      ).responder(),
       configuration: transportConfiguration, logger: logger,
       onListening: {
         // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
+        try await workspaces.removeLeftovers()
         try await service.start()
+        if try await !store.lookUpKey(nil).hasKeys {
+          logger.warning(
+            "There are no keys: every program on this machine may use this server, and nobody else",
+            metadata: ["remedy": "claude-api-server keys create"])
+        }
         examination.withLock { $0 = Task { await report(runner) } }
         logger.info(
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])

@@ -4,6 +4,7 @@ import Foundation
 import HummingbirdFastCGI
 import Logging
 import SQLiteStore
+import Sandbox
 import ServiceLifecycle
 import Sessions
 import UnixSignals
@@ -39,6 +40,9 @@ struct Serve: AsyncParsableCommand {
       throw ExitCode(1)
     } catch let error as SessionStoreError {
       try Self.complain("\(error)")
+      throw ExitCode(1)
+    } catch let error as SandboxError {
+      try Self.complain("\(error) With sandbox.mode=off the agent could do all that the server's user can.")
       throw ExitCode(1)
     } catch let error as WorkspaceError {
       try Self.complain("\(error)")

@@ -22,7 +22,26 @@ struct ServerConfiguration: Sendable {
   var maximumBody: Int
   var maximumPrompt: Int
   var drainTimeout: Duration
+  var sandbox: Sandbox
   var logLevel: String
+
+  struct Sandbox: Sendable {
+    enum Mode: String, Sendable, CaseIterable {
+      /// Where it works; without it there is a warning.
+      case auto
+      /// The server doesn't start without it.
+      case required
+      case off
+    }
+
+    var mode: Mode
+    var maximumProcesses: Int
+    var maximumMemory: Int
+    var maximumProcessors: Int?
+    var temporaryBytes: Int
+    var readOnlyPaths: [String]
+    var controlGroups: [String]
+  }
 
   enum Row {
     static let stateDirectory = Setting(
@@ -79,6 +98,27 @@ struct ServerConfiguration: Sendable {
     static let drainTimeout = Setting(
       key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
       summary: "how long requests may go on after SIGTERM")
+    static let sandboxMode = Setting(
+      key: "sandbox.mode", kind: .choice(Sandbox.Mode.allCases.map(\.rawValue)), defaultText: "auto",
+      summary: "each CLI in a bubblewrap of its own: auto (where it works), required (or no start), off")
+    static let sandboxProcesses = Setting(
+      key: "sandbox.max-processes", kind: .integer(32...100_000), defaultText: "512",
+      summary: "processes and threads of a session; as root it needs sandbox.control-groups")
+    static let sandboxMemory = Setting(
+      key: "sandbox.max-memory", kind: .integer(268_435_456...Int.max), defaultText: "4294967296",
+      summary: "bytes of memory of a session with sandbox.control-groups, else of each of its processes")
+    static let sandboxProcessors = Setting(
+      key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "all",
+      summary: "processors that a session may keep busy; needs sandbox.control-groups")
+    static let sandboxTemporary = Setting(
+      key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
+      summary: "bytes of a session's private /tmp, which is memory")
+    static let sandboxReadOnly = Setting(
+      key: "sandbox.read-only-paths", kind: .list, defaultText: "none",
+      summary: "what a session may read besides /usr, as absolute paths")
+    static let sandboxGroups = Setting(
+      key: "sandbox.control-groups", kind: .list, defaultText: "none",
+      summary: "directories of control groups that are the server's to divide, such as a delegated one of systemd")
     static let logLevel = Setting(
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
@@ -88,7 +128,8 @@ struct ServerConfiguration: Sendable {
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
-      drainTimeout, logLevel,
+      drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      sandboxGroups, logLevel,
     ]
   }
 
@@ -116,7 +157,23 @@ struct ServerConfiguration: Sendable {
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
+    sandbox = Sandbox(
+      mode: try settings.text(Row.sandboxMode).flatMap { Sandbox.Mode(rawValue: $0) } ?? .auto,
+      maximumProcesses: try settings.integer(Row.sandboxProcesses) ?? 512,
+      maximumMemory: try settings.integer(Row.sandboxMemory) ?? 4 << 30,
+      maximumProcessors: try settings.integer(Row.sandboxProcessors),
+      temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
+      readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
+      controlGroups: try Self.paths(Row.sandboxGroups, settings))
     logLevel = try settings.text(Row.logLevel) ?? "info"
+  }
+
+  private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
+    let paths = try settings.list(row) ?? []
+    guard paths.allSatisfy({ $0.hasPrefix("/") }) else {
+      throw SettingsError(description: "\(row.key) must be absolute paths.")
+    }
+    return paths
   }
 
   private static func defaultStateDirectory(environment: [String: String]) throws -> String {

@@ -38,6 +38,8 @@ struct RealCLITests {
       let id = try await stack.createSession()
       let answer = try await stack.say(#"[[tool Bash {"command":"echo content > made.txt && cat made.txt"}]]"#, to: id)
       #expect(answer.contains("content"))
+      let name = try await stack.say(#"[[tool Bash {"command":"hostname; ls \#(stack.stateDirectory)"}]]"#, to: id)
+      #expect(name.contains("sandbox") && !name.contains("sqlite"), "\(name)")
       #expect(FileManager.default.contents(atPath: "\(stack.workspaceRoot)/\(id)/made.txt") == Data("content\n".utf8))
     }
   }

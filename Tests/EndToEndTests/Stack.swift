@@ -123,6 +123,8 @@ final class Stack: Sendable {
   /// Starts the responder and waits until it is healthy through nginx.
   func startResponder() async throws {
     var flags = settings
+    // The double needs the libraries of the toolchain, wherever they are; the real CLI runs in the sandbox.
+    if case .real = cli {} else if flags["sandbox-mode"] == nil { flags["sandbox-mode"] = "off" }
     flags["state-dir"] = stateDirectory
     flags["workspace-root"] = workspaceRoot
     flags["socket-path"] = directory + "/s/r.sock"

@@ -17,7 +17,7 @@ struct IdleRunner: TurnRunner {
     TurnResult(text: "You said: " + request.turn.prompt)
   }
   func interrupt(_ sessionID: UUID) async {}
-  func answerPermission(_: String, of _: UUID, _: PermissionAnswer) async -> Bool { false }
+  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool { false }
   func stop(_ sessionID: UUID) async {}
 }
 

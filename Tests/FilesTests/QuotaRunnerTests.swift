@@ -29,7 +29,7 @@ private final class GreedyRunner: TurnRunner {
   }
 
   func interrupt(_ sessionID: UUID) async { end.finish() }
-  func answerPermission(_: String, of _: UUID, _: PermissionAnswer) async -> Bool { false }
+  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool { false }
   func stop(_ sessionID: UUID) async { end.finish() }
 }
 

@@ -1,4 +1,5 @@
 import Foundation
+import Synchronization
 
 /// A plain TCP connection to this machine, for requests that no HTTP client would send.
 ///
@@ -122,8 +123,18 @@ public func exchange(port: Int, _ bytes: [UInt8]) async throws -> RawResponse {
   return try RawResponse(parsing: try await connection.receive { _ in false })
 }
 
-/// A port of the loopback address that was free a moment ago.
+/// The ports that were given out, so that tests which run at the same time never get the same one.
+private let givenPorts = Mutex<Set<Int>>([])
+
+/// A port of the loopback address that was free a moment ago and that no other test of this process was given.
 public func freePort() throws -> Int {
+  while true {
+    let port = try anyFreePort()
+    if givenPorts.withLock({ $0.insert(port).inserted }) { return port }
+  }
+}
+
+private func anyFreePort() throws -> Int {
   let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
   guard descriptor >= 0 else { throw SystemError(call: "socket") }
   defer { close(descriptor) }

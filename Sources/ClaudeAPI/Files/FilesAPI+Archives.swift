@@ -38,8 +38,8 @@ final class Places: Sendable {
 
 extension FilesAPI {
   func addArchiveRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
-    routes.add(.get, "/sessions/{session_id}/archive", "Download a folder as an archive", to: router, getArchive)
-    routes.add(.post, "/sessions/{session_id}/archive", "Unpack an archive into a folder", to: router, postArchive)
+    routes.add(.get, "/sessions/{session_id}/archive", "Download a folder as an archive", for: .read, to: router, getArchive)
+    routes.add(.post, "/sessions/{session_id}/archive", "Unpack an archive into a folder", for: .change, to: router, postArchive)
   }
 
   private func getArchive(_ request: Request, _ context: API.Context) async throws -> Response {

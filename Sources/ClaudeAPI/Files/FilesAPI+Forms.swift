@@ -16,7 +16,7 @@ import Workspaces
 extension FilesAPI {
   func addFormRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
     for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
-      routes.add(.post, path, "Upload files of a form into a folder", to: router, postForm)
+      routes.add(.post, path, "Upload files of a form into a folder", for: .change, to: router, postForm)
     }
   }
 
@@ -105,17 +105,10 @@ extension FilesAPI {
       guard let text = String(validating: content, as: UTF8.self) else {
         throw Problem(.unprocessableContent, "invalid_field", "The field \"\(name)\" must be UTF-8.")
       }
-      members[name] = .string(text)
+      // Fields that aren't texts are written as JSON.
+      let isText = name == "session_name" || name == "initial_prompt"
+      members[name] = isText ? .string(text) : (try? JSONValue(parsing: content)) ?? .string(text)
     }
     return (try BodyFields(members, known: known), archive)
-  }
-
-  /// A request whose body is in memory again: small bodies come to some paths as files, too.
-  func withBodyInMemory(_ request: Request, _ context: API.Context, limit: Int) async throws -> Request {
-    guard let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty else { return request }
-    guard let bytes = try await workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
-      throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
-    }
-    return Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
   }
 }

@@ -14,11 +14,11 @@ import Workspaces
 /// Links by which a file or folder can be read without a key.
 extension FilesAPI {
   func addShareRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
-    routes.add(.post, "/sessions/{session_id}/shares", "Share a file or folder by a link", to: router, createShare)
-    routes.add(.get, "/sessions/{session_id}/shares", "List the shares of a session", to: router, listShares)
-    routes.add(.delete, "/sessions/{session_id}/shares/{share_id}", "Take a share back", to: router, deleteShare)
+    routes.add(.post, "/sessions/{session_id}/shares", "Share a file or folder by a link", for: .change, to: router, createShare)
+    routes.add(.get, "/sessions/{session_id}/shares", "List the shares of a session", for: .read, to: router, listShares)
+    routes.add(.delete, "/sessions/{session_id}/shares/{share_id}", "Take a share back", for: .change, to: router, deleteShare)
     for path in ["/shared/{token}", "/shared/{token}/{path}"] {
-      routes.add(.get, path, "What was shared", to: router, readShared)
+      routes.add(.get, path, "What was shared", for: .open, to: router, readShared)
     }
   }
 

@@ -16,11 +16,11 @@ extension FilesAPI {
   func addUploadRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
     let all = "/sessions/{session_id}/uploads"
     let one = "/sessions/{session_id}/uploads/{upload_id}"
-    routes.add(.options, all, "What the uploads in parts (tus) can do", to: router, tusOptions)
-    routes.add(.post, all, "Begin an upload in parts (tus)", to: router, tusCreate)
-    routes.add(.head, one, "How far an upload has come (tus)", to: router, tusHead)
-    routes.add(.patch, one, "Go on with an upload (tus)", to: router, tusPatch)
-    routes.add(.delete, one, "Give an upload up (tus)", to: router, tusDelete)
+    routes.add(.options, all, "What the uploads in parts (tus) can do", for: .read, to: router, tusOptions)
+    routes.add(.post, all, "Begin an upload in parts (tus)", for: .change, to: router, tusCreate)
+    routes.add(.head, one, "How far an upload has come (tus)", for: .read, to: router, tusHead)
+    routes.add(.patch, one, "Go on with an upload (tus)", for: .change, to: router, tusPatch)
+    routes.add(.delete, one, "Give an upload up (tus)", for: .change, to: router, tusDelete)
   }
 
   private func tusOptions(_: Request, _ context: API.Context) async throws -> Response {

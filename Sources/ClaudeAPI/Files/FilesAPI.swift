@@ -33,17 +33,17 @@ public struct FilesAPI: Sendable {
 
   func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
     for path in ["/sessions/{session_id}/files", "/sessions/{session_id}/files/{path}"] {
-      routes.add(.get, path, "Download a file, or list a folder", to: router, get)
+      routes.add(.get, path, "Download a file, or list a folder", for: .read, to: router, get)
     }
-    routes.add(.put, "/sessions/{session_id}/files/{path}", "Upload a file", to: router, put)
-    routes.add(.delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", to: router, delete)
+    routes.add(.put, "/sessions/{session_id}/files/{path}", "Upload a file", for: .change, to: router, put)
+    routes.add(.delete, "/sessions/{session_id}/files/{path}", "Delete a file or folder", for: .change, to: router, delete)
     addFormRoutes(to: router, &routes)
     addArchiveRoutes(to: router, &routes)
     addUploadRoutes(to: router, &routes)
     addShareRoutes(to: router, &routes)
-    routes.add(.post, "/sessions/{session_id}/folders", "Make a folder", to: router, makeFolder)
-    routes.add(.post, "/sessions/{session_id}/move", "Move or rename a file or folder", to: router, move)
-    routes.add(.get, "/sessions/{session_id}/usage", "Space that the files take", to: router, usage)
+    routes.add(.post, "/sessions/{session_id}/folders", "Make a folder", for: .change, to: router, makeFolder)
+    routes.add(.post, "/sessions/{session_id}/move", "Move or rename a file or folder", for: .change, to: router, move)
+    routes.add(.get, "/sessions/{session_id}/usage", "Space that the files take", for: .read, to: router, usage)
   }
 
   // MARK: Requests

@@ -105,7 +105,7 @@ struct ListingPage {
         let target = parent.isRoot ? "" : parent.percentEncoded + "/"
         html.writeString(
           """
-          <tr><td class="up"><a href="\(base.path)/\(target)">Up</a></td><td></td><td></td><td></td></tr>
+          <tr><td class="up"><a href="\(base.path)/\(target)">Up</a></td><td class="n"></td><td class="t"></td><td></td></tr>
 
           """)
       }

@@ -1,0 +1,93 @@
+import Foundation
+import Synchronization
+
+/// The control groups of sessions, in those that were given to the server.
+final class ControlGroups: Sendable {
+  /// Moves itself into the groups that are named before `--` and becomes the command that is named after it.
+  private static let script =
+    #"while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 126; shift; done; shift; exec "$@""#
+  /// How long after a group was made nothing may be in it yet.
+  private static let settling = Duration.seconds(60)
+
+  private let parents: [String]
+  /// What to write into those of these files that a new group has; version 1 and 2 have different names.
+  private let values: [(file: String, value: String)]
+  /// Whether memory is bounded by the groups.
+  let boundsMemory: Bool
+  private let entered = Mutex<[String: ContinuousClock.Instant]>([:])
+
+  init(_ configuration: SandboxConfiguration) throws(SandboxError) {
+    parents = configuration.controlGroups
+    let memory = String(configuration.maximumMemory)
+    var values = [
+      ("pids.max", String(configuration.maximumProcesses)),
+      ("memory.max", memory), ("memory.swap.max", "0"), ("memory.oom.group", "1"),
+      ("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory),
+    ]
+    if let processors = configuration.maximumProcessors {
+      values += [("cpu.max", "\(processors * 100_000) 100000"), ("cpu.cfs_quota_us", String(processors * 100_000))]
+    }
+    self.values = values
+    var boundsMemory = false
+    for parent in parents {
+      guard access(parent + "/cgroup.procs", W_OK) == 0, access(parent, W_OK) == 0 else {
+        throw SandboxError("\(parent) is no control group that this user may divide.")
+      }
+      // Version 2 hands a controller down only if it is told to.
+      let control = parent + "/cgroup.subtree_control"
+      if access(control, F_OK) == 0 { try Self.write("+pids +memory +cpu", to: control) }
+      let trial = parent + "/trial"
+      guard mkdir(trial, 0o755) == 0 || errno == EEXIST else {
+        throw SandboxError("No group can be made in \(parent): \(String(cString: strerror(errno)))")
+      }
+      let files = values.filter { access("\(trial)/\($0.0)", F_OK) == 0 }.map(\.0)
+      rmdir(trial)
+      guard !files.isEmpty else { throw SandboxError("\(parent) has no controller for processes, memory or CPU.") }
+      if files.contains("memory.max") || files.contains("memory.limit_in_bytes") { boundsMemory = true }
+    }
+    self.boundsMemory = boundsMemory
+    removeEmpty()
+  }
+
+  /// Makes the groups of a session with their limits.
+  ///
+  /// - Returns: the beginning of a command line that runs the rest of it in them.
+  func enter(_ session: String) throws(SandboxError) -> [String] {
+    removeEmpty(entering: session)
+    var command = ["/bin/sh", "-c", Self.script, "sh"]
+    for parent in parents {
+      let group = "\(parent)/\(session)"
+      guard mkdir(group, 0o755) == 0 || errno == EEXIST else {
+        throw SandboxError("The group \(group) can't be made: \(String(cString: strerror(errno)))")
+      }
+      for (file, value) in values where access("\(group)/\(file)", F_OK) == 0 {
+        try Self.write(value, to: "\(group)/\(file)")
+      }
+      command.append(group)
+    }
+    return command + ["--"]
+  }
+
+  /// Removes the groups that nothing is in any more; the kernel refuses the others.
+  private func removeEmpty(entering session: String? = nil) {
+    entered.withLock { entered in
+      let limit = ContinuousClock.now - Self.settling
+      entered = entered.filter { $0.value > limit }
+      if let session { entered[session] = .now }
+      for parent in parents {
+        guard let names = try? FileManager.default.contentsOfDirectory(atPath: parent) else { continue }
+        for name in names where UUID(uuidString: name) != nil && entered[name] == nil { rmdir("\(parent)/\(name)") }
+      }
+    }
+  }
+
+  private static func write(_ value: String, to path: String) throws(SandboxError) {
+    let file = open(path, O_WRONLY | O_CLOEXEC)
+    guard file >= 0 else { throw SandboxError("\(path) can't be opened: \(String(cString: strerror(errno)))") }
+    defer { close(file) }
+    let count = value.utf8.count
+    guard Glibc.write(file, value, count) == count else {
+      throw SandboxError("\(path) does not take \(value): \(String(cString: strerror(errno)))")
+    }
+  }
+}

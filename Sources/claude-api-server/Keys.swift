@@ -1,0 +1,163 @@
+import ArgumentParser
+import ClaudeAPI
+import Foundation
+import SQLiteStore
+import Sessions
+
+/// The API's keys. Each command works beside a running server, which heeds it with the next request.
+struct Keys: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Create, list, rotate and revoke the keys of the API.",
+    subcommands: [Create.self, List.self, Rotate.self, Revoke.self])
+
+  struct Location: ParsableArguments {
+    @Option(help: "The server's state directory (default as for serve).")
+    var stateDir: String?
+
+    func withStore<T>(_ body: (SQLiteSessionStore) async throws -> T) async throws -> T {
+      let configuration: ServerConfiguration
+      do {
+        configuration = try await ServerConfiguration(
+          arguments: stateDir.map { ["--state-dir=\($0)"] } ?? [], environment: ProcessInfo.processInfo.environment)
+      } catch let error as SettingsError {
+        throw ValidationError("\(error)")
+      }
+      let store = try await SQLiteSessionStore.open(
+        SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+      do {
+        let result = try await body(store)
+        await store.close()
+        return result
+      } catch {
+        await store.close()
+        throw error
+      }
+    }
+  }
+
+  struct Create: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Make a key and print it. It can't be shown again.")
+
+    @OptionGroup var location: Location
+
+    @Option(help: "What the key is for, to recognise it in the list.")
+    var name: String
+
+    @Option(help: "admin (everything), user (its own sessions) or read (its own sessions, without changes).")
+    var role: Role = .user
+
+    @Option(help: "How long the key is good, such as 90d or 12h (default: until it is revoked).")
+    var expiresIn: Lifetime?
+
+    @Option(help: "The id of the only session that the key is good for.")
+    var session: SessionID?
+
+    func validate() throws {
+      guard (1...200).contains(name.utf8.count), name.unicodeScalars.allSatisfy({ $0.properties.isPrintable }) else {
+        throw ValidationError("The name must have 1 to 200 bytes and no control characters.")
+      }
+      if session != nil && role == .admin { throw ValidationError("An admin's key is good for all sessions.") }
+    }
+
+    func run() async throws {
+      let secret = KeySecret()
+      let now = Timestamp.now()
+      let key = APIKey(
+        id: secret.id, name: name, role: role.role, sessionID: session?.id, digest: secret.digest, createdAt: now,
+        expiresAt: expiresIn.map { now.advanced(by: $0.duration) })
+      try await location.withStore { store in
+        if let id = session?.id { _ = try await store.session(id) }
+        try await store.addKey(key)
+      }
+      print(secret.text)
+    }
+  }
+
+  struct List: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "List the keys, with tabs between id, role, state, creation, expiry, session and name.")
+
+    @OptionGroup var location: Location
+
+    func run() async throws {
+      let now = Timestamp.now()
+      for key in try await location.withStore({ try await $0.keys() }) {
+        let state = key.revokedAt != nil ? "revoked" : key.isValid(at: now) ? "valid" : "expired"
+        print(
+          [
+            key.id, key.role.rawValue, state, key.createdAt.description, key.expiresAt?.description ?? "-",
+            key.sessionID?.lowercaseString ?? "-", key.name,
+          ].joined(separator: "\t"))
+      }
+    }
+  }
+
+  struct Rotate: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Give a key a new secret and print it. The old one is invalid at once, and the sessions stay its own.")
+
+    @OptionGroup var location: Location
+    @Argument(help: "The key's id, as in the list.") var id: String
+
+    func run() async throws {
+      let secret = KeySecret(id: id)
+      guard try await location.withStore({ try await $0.replaceKeyDigest(id, with: secret.digest) }) != nil else {
+        throw ValidationError("There is no key \(id), or it is revoked.")
+      }
+      print(secret.text)
+    }
+  }
+
+  struct Revoke: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Make a key invalid, at once and for ever.")
+
+    @OptionGroup var location: Location
+    @Argument(help: "The key's id, as in the list.") var id: String
+
+    func run() async throws {
+      guard try await location.withStore({ try await $0.revokeKey(id, at: .now()) }) else {
+        throw ValidationError("There is no key \(id).")
+      }
+    }
+  }
+
+  enum Role: String, ExpressibleByArgument, CaseIterable {
+    case admin, user, read
+
+    var role: APIKey.Role {
+      switch self {
+      case .admin: .admin
+      case .user: .user
+      case .read: .read
+      }
+    }
+  }
+
+  struct Lifetime: ExpressibleByArgument {
+    let duration: Duration
+
+    init?(argument: String) {
+      if argument.hasSuffix("d"), let days = Int(argument.dropLast()), (1...36_500).contains(days) {
+        duration = .seconds(days * 86_400)
+      } else if let duration = Duration(setting: argument), duration > .zero, duration <= .seconds(36_500 * 86_400) {
+        self.duration = duration
+      } else {
+        return nil
+      }
+    }
+  }
+
+  struct SessionID: ExpressibleByArgument {
+    let id: UUID
+
+    init?(argument: String) {
+      guard let id = UUID(uuidString: argument) else { return nil }
+      self.id = id
+    }
+  }
+}
+
+extension Unicode.Scalar.Properties {
+  fileprivate var isPrintable: Bool { generalCategory != .control && generalCategory != .lineSeparator }
+}

@@ -1,0 +1,240 @@
+import Foundation
+import HTTPTypes
+import Hummingbird
+import JSONSupport
+import Logging
+import NIOCore
+import SQLiteStore
+import SessionTestSupport
+import Sessions
+import TestSupport
+import Testing
+
+@testable import ClaudeAPI
+@testable import HummingbirdFastCGI
+
+/// Keys, roles and tenants, asked without a transport.
+@Suite struct AccessTests {
+  /// The API with keys, and two sessions of different users.
+  private struct Fixture: Sendable {
+    let api: API
+    let responder: RouterResponder<API.Context>
+    let store: SQLiteSessionStore
+
+    func send(
+      _ method: HTTPRequest.Method, _ path: String, key: String? = nil, headers: HTTPFields = [:],
+      from address: String? = "127.0.0.1", body: JSONValue? = nil
+    ) async throws -> (status: Int, headers: HTTPFields, text: String) {
+      var fields = headers
+      if let key { fields[.authorization] = "Bearer \(key)" }
+      if body != nil { fields[.contentType] = "application/json" }
+      let request = Request(
+        head: HTTPRequest(method: method, scheme: "http", authority: "localhost", path: path, headerFields: fields),
+        body: RequestBody(buffer: ByteBuffer(bytes: body?.encoded() ?? [])))
+      let source = FastCGIRequestContextSource(
+        logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
+        parameters: CGIParameters(address.map { [("REMOTE_ADDR", $0)] } ?? []))
+      let response = try await responder.respond(to: request, context: API.Context(source: source))
+      let writer = Text()
+      if response.headers[.contentType] != "text/event-stream" { try await response.body.write(writer) }
+      return (response.status.code, response.headers, writer.text)
+    }
+
+    func key(
+      _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
+    ) async throws -> KeySecret {
+      let secret = KeySecret()
+      try await store.addKey(
+        APIKey(
+          id: secret.id, name: "test", role: role, sessionID: session, digest: secret.digest, createdAt: .now(),
+          expiresAt: expiresAt))
+      return secret
+    }
+
+    func newSession(_ key: KeySecret?) async throws -> UUID {
+      let answer = try await send(.post, "/sessions", key: key?.text, body: [:])
+      let id = try JSONValue(parsing: answer.text.utf8)["session"]?["id"]?.stringValue
+      return try #require(id.flatMap { UUID(uuidString: $0) }, "\(answer.text)")
+    }
+  }
+
+  private final class Text: ResponseBodyWriter {
+    private(set) var text = ""
+    func write(_ buffer: ByteBuffer) async throws { text += String(buffer: buffer) }
+    func finish(_: HTTPFields?) async throws {}
+  }
+
+  private func withFixture(_ body: (Fixture) async throws -> Void) async throws {
+    try await withTemporaryDirectory { directory in
+      let store = try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/s/store.sqlite"))
+      try await withService(store: store) { service in
+        let api = API(service: service, configuration: APIConfiguration(version: "1", model: .demo), keys: store)
+        try await body(Fixture(api: api, responder: api.responder(), store: store))
+      }
+      await store.close()
+    }
+  }
+
+  // MARK: Roles
+
+  /// Each route of the table with each kind of key. A new route is in it as soon as it exists.
+  @Test func eachRouteIsForThoseWhoMayUseIt() async throws {
+    try await withFixture { fixture in
+      let user = try await fixture.key(.user)
+      let other = try await fixture.key(.user)
+      let admin = try await fixture.key(.admin)
+      let reader = try await fixture.key(.read)
+      let kept = try await fixture.newSession(other)
+      #expect(fixture.api.routes.entries.count > 8)
+      for entry in fixture.api.routes.entries {
+        // One for each, since the route may be that which deletes it.
+        let session = try await fixture.newSession(user)
+        let bound = try await fixture.key(.user, session: session)
+        let boundReader = try await fixture.key(.read, session: session)
+        let boundElsewhere = try await fixture.key(.user, session: kept)
+        let ofSession = entry.path.contains("{session_id}")
+        #expect(ofSession == entry.path.hasPrefix("/sessions/"), "\(entry.path)")
+        let path = entry.path.replacing("{session_id}", with: session.lowercaseString)
+          .replacing("{turn_id}", with: UUID().lowercaseString).replacing("{path}", with: "x")
+        func outcome(_ key: KeySecret?) async throws -> String {
+          let body: JSONValue? = entry.method == .get || entry.method == .delete ? nil : ["prompt": 1]
+          let answer = try await fixture.send(entry.method, path, key: key?.text, body: body)
+          if answer.status == 401 || answer.status == 403 { return String(answer.status) }
+          return answer.text.contains("\"session_not_found\"") ? "hidden" : "allowed"
+        }
+        let isOpen = entry.access == .open
+        let changes = entry.access == .change
+        let what = "\(entry.method) \(entry.path)"
+        #expect(try await outcome(nil) == (isOpen ? "allowed" : "401"), "\(what)")
+        #expect(try await outcome(KeySecret()) == (isOpen ? "allowed" : "401"), "\(what)")
+        #expect(try await outcome(other) == (ofSession ? "hidden" : "allowed"), "\(what)")
+        #expect(
+          try await outcome(reader) == (ofSession ? "hidden" : changes ? "403" : "allowed"), "\(what)")
+        #expect(try await outcome(boundReader) == (isBoundOut(entry) || changes ? "403" : "allowed"), "\(what)")
+        #expect(
+          try await outcome(boundElsewhere) == (ofSession ? "hidden" : isBoundOut(entry) ? "403" : "allowed"),
+          "\(what)")
+        // Reading first: the last ones may delete the session.
+        if !changes || !ofSession {
+          #expect(try await outcome(bound) == (isBoundOut(entry) ? "403" : "allowed"), "\(what)")
+          #expect(try await outcome(user) == "allowed", "\(what)")
+        }
+        #expect(try await outcome(entry.method == .delete ? user : admin) == "allowed", "\(what)")
+      }
+    }
+  }
+
+  private func isBoundOut(_ entry: RouteTable.Entry) -> Bool {
+    !entry.path.contains("{session_id}") && entry.access != .open && entry.access != .information
+  }
+
+  // MARK: Tenants
+
+  @Test func anotherTenantsSessionIsLikeAMissingOne() async throws {
+    try await withFixture { fixture in
+      let (one, two, admin) = (
+        try await fixture.key(.user), try await fixture.key(.user), try await fixture.key(.admin)
+      )
+      let session = try await fixture.newSession(one)
+      let foreign = try await fixture.send(.get, "/sessions/\(session.lowercaseString)", key: two.text)
+      let missing = try await fixture.send(.get, "/sessions/\(UUID().lowercaseString)", key: two.text)
+      #expect(foreign.status == 404 && foreign == missing)
+      func listed(_ key: KeySecret) async throws -> Int64? {
+        let answer = try await fixture.send(.get, "/sessions", key: key.text)
+        return try JSONValue(parsing: answer.text.utf8)["count"]?.intValue
+      }
+      #expect(try await listed(one) == 1)
+      #expect(try await listed(two) == 0)
+      #expect(try await listed(admin) == 1)
+    }
+  }
+
+  @Test func idempotencyKeysAreATenantsOwn() async throws {
+    try await withFixture { fixture in
+      let (one, two) = (try await fixture.key(.user), try await fixture.key(.user))
+      let header: HTTPFields = [.idempotencyKey: "same"]
+      let first = try await fixture.send(.post, "/sessions", key: one.text, headers: header, body: [:])
+      let second = try await fixture.send(.post, "/sessions", key: two.text, headers: header, body: [:])
+      let again = try await fixture.send(.post, "/sessions", key: one.text, headers: header, body: [:])
+      #expect(first.text != second.text && first.text == again.text)
+    }
+  }
+
+  // MARK: Keys
+
+  @Test func aKeyIsGoodUntilItIsRevokedRotatedOrExpired() async throws {
+    try await withFixture { fixture in
+      let key = try await fixture.key(.admin)
+      func status(_ secret: KeySecret) async throws -> Int {
+        try await fixture.send(.get, "/sessions", key: secret.text).status
+      }
+      #expect(try await status(key) == 200)
+      let rotated = KeySecret(id: key.id)
+      #expect(try await fixture.store.replaceKeyDigest(key.id, with: rotated.digest) != nil)
+      #expect(try await status(key) == 401)
+      #expect(try await status(rotated) == 200)
+      #expect(try await fixture.store.revokeKey(key.id, at: .now()))
+      #expect(try await status(rotated) == 401)
+      #expect(try await fixture.store.replaceKeyDigest(key.id, with: key.digest) == nil)
+      let late = try await fixture.key(.admin, expiresAt: Timestamp.now().advanced(by: .seconds(-1)))
+      #expect(try await status(late) == 401)
+      // A revoked key is still a key: the server is not open again.
+      #expect(try await fixture.send(.get, "/sessions").status == 401)
+      #expect(try await !fixture.store.revokeKey("0123456789abcdef", at: .now()))
+    }
+  }
+
+  @Test func keysAreReadFromEitherHeader() async throws {
+    try await withFixture { fixture in
+      let key = try await fixture.key(.user)
+      let wrong = KeySecret(id: key.id).text
+      func status(_ headers: HTTPFields) async throws -> Int {
+        try await fixture.send(.get, "/sessions", headers: headers).status
+      }
+      #expect(try await status([.authorization: "bearer  \(key.text) "]) == 200)
+      #expect(try await status([.xAPIKey: key.text]) == 200)
+      #expect(try await status([.xAPIKey: key.text, .authorization: "Bearer \(key.text)"]) == 200)
+      #expect(try await status([.xAPIKey: key.text, .authorization: "Bearer \(wrong)"]) == 401)
+      for text in ["", "x", wrong, key.text.uppercased(), key.text + "0", String(key.text.dropLast()), "cak__"] {
+        #expect(try await status([.xAPIKey: text]) == 401, "\(text)")
+        #expect(try await status([.authorization: "Bearer \(text)"]) == 401, "\(text)")
+      }
+      #expect(try await status([.authorization: "Basic \(key.text)"]) == 401)
+      let refused = try await fixture.send(.get, "/nowhere")
+      #expect(refused.status == 401 && refused.headers[.wwwAuthenticate] == "Bearer")
+      #expect(try await fixture.send(.get, "/nowhere", key: key.text).status == 404)
+      #expect(try await fixture.send(.head, "/sessions", key: key.text).status == 200)
+      #expect(try await fixture.send(.put, "/sessions", key: key.text).status == 405)
+    }
+  }
+
+  @Test func withoutKeysOnlyThisMachineIsAnswered() async throws {
+    try await withFixture { fixture in
+      for address in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {
+        #expect(try await fixture.send(.get, "/sessions", from: address).status == 200, "\(address)")
+      }
+      for address in ["10.0.0.1", "::ffff:10.0.0.1", "fe80::1", "", "1127.0.0.1", nil] {
+        #expect(try await fixture.send(.get, "/sessions", from: address).status == 403, "\(address ?? "none")")
+        #expect(try await fixture.send(.get, "/healthz", from: address).status == 200)
+      }
+      let session = try await fixture.newSession(nil)
+      let (user, admin) = (try await fixture.key(.user), try await fixture.key(.admin))
+      #expect(try await fixture.send(.get, "/sessions").status == 401)
+      #expect(try await fixture.send(.get, "/sessions", key: user.text, from: "10.0.0.1").status == 200)
+      // What was made before there were keys belongs to nobody but the administrators.
+      let path = "/sessions/\(session.lowercaseString)"
+      #expect(try await fixture.send(.get, path, key: user.text).status == 404)
+      #expect(try await fixture.send(.get, path, key: admin.text).status == 200)
+    }
+  }
+
+  @Test func aSecretIsNotShown() {
+    let key = KeySecret()
+    #expect(KeySecret(key.text) == key)
+    let hidden = String(key.text.suffix(64))
+    #expect(!"\(key)".contains(hidden) && !String(reflecting: key).contains(hidden))
+    var text = ""
+    dump(key, to: &text)
+    #expect(!text.contains(hidden))
+  }
+}
