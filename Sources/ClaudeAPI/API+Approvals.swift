@@ -12,7 +12,8 @@ import Sessions
 extension API {
   func addApprovalRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(
-      .get, "/sessions/{session_id}/approvals", "List tool calls that wait, or waited, for a decision", for: .read, to: router,
+      .get, "/sessions/{session_id}/approvals", "List tool calls that wait, or waited, for a decision", for: .read,
+      to: router,
       listApprovals)
     routes.add(
       .get, "/sessions/{session_id}/approvals/{approval_id}", "Get an approval", for: .read, to: router, showApproval)

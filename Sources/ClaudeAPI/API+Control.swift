@@ -12,11 +12,13 @@ import Sessions
 extension API {
   func addControlRoutes<Context: RequestContext>(to router: Router<Context>, _ routes: inout RouteTable) {
     routes.add(
-      .patch, "/sessions/{session_id}", "Rename a session, change its options and metadata", for: .change, to: router, patchSession)
+      .patch, "/sessions/{session_id}", "Rename a session, change its options and metadata", for: .change, to: router,
+      patchSession)
     routes.add(
       .post, "/sessions/{session_id}/interrupt", "Stop the running turn", for: .change, to: router, interruptSession)
     routes.add(
-      .post, "/sessions/{session_id}/fork", "Copy conversation and workspace into a new session", for: .change, to: router,
+      .post, "/sessions/{session_id}/fork", "Copy conversation and workspace into a new session", for: .change,
+      to: router,
       forkSession)
   }
 
