@@ -1,18 +1,16 @@
 #define _GNU_SOURCE
 #include "copy_tree.h"
+#include "safe_path.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
-#include <linux/openat2.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 // A directory that is to be copied, or whose mode and time are to be set when everything in it is there.
@@ -29,17 +27,9 @@ struct work {
     size_t count, capacity;
 };
 
-static int open_beneath(int parent, const char *path, int flags)
+static int open_directory(int parent, const char *path)
 {
-    struct open_how how = {
-        .flags = (uint64_t)(flags | O_CLOEXEC),
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-    };
-    for (;;) {
-        long fd = syscall(SYS_openat2, parent, path, &how, sizeof how);
-        // EAGAIN means that something was renamed during the walk, which another walk gets over.
-        if (fd >= 0 || (errno != EINTR && errno != EAGAIN)) return (int)fd;
-    }
+    return clinux_open_beneath(parent, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, 0);
 }
 
 static void close_keeping_errno(int fd)
@@ -148,7 +138,7 @@ static int copy_content(int from, int to, off_t size)
 static int copy_file(int source, int target, const char *name, const char *new_name)
 {
     // Not blocking, in case it is a pipe by now.
-    int from = open_beneath(source, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    int from = clinux_open_beneath(source, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0, 0);
     if (from < 0) return errno == ENOENT || errno == ELOOP || errno == ENXIO ? 0 : -1;
     struct stat status;
     if (fstat(from, &status) < 0 || !S_ISREG(status.st_mode)) {
@@ -228,10 +218,10 @@ static int copy_entry(struct work *work, size_t index, int source, int target, c
 
 static int copy_level(struct work *work, size_t index)
 {
-    int source = open_beneath(work->source, work->directories[index].source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    int source = open_directory(work->source, work->directories[index].source);
     // It vanished, or something else has taken its place: its copy stays empty.
     if (source < 0) return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : -1;
-    int target = open_beneath(work->target, work->directories[index].target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    int target = open_directory(work->target, work->directories[index].target);
     DIR *stream = target < 0 ? NULL : fdopendir(source);
     if (stream == NULL) {
         close_keeping_errno(source);
@@ -256,7 +246,7 @@ static int copy_level(struct work *work, size_t index)
 // Only now that nothing is written into it any more can a directory get a mode that forbids that.
 static int finish_directory(const struct work *work, const struct directory *directory)
 {
-    int fd = open_beneath(work->target, directory->target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    int fd = open_directory(work->target, directory->target);
     if (fd < 0) return -1;
     int result = futimens(fd, directory->times);
     if (result == 0) result = fchmod(fd, directory->mode);

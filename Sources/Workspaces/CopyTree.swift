@@ -17,7 +17,7 @@ extension Workspaces {
   /// - Throws: ``WorkspaceError``; what was copied until then is left for ``remove(_:)``.
   public func copy(_ session: UUID, to fork: UUID) async throws {
     let (name, newName) = (Self.name(session), Self.name(fork))
-    try await run { [rootDescriptor, configurationDescriptor] in
+    try await Self.runLong { [rootDescriptor, configurationDescriptor] in
       try Self.copyTree(rootDescriptor, name, newName)
       // The directory in which the CLI keeps the conversations, one directory for each place that it worked in.
       try Self.withDirectory(configurationDescriptor, name) { old in

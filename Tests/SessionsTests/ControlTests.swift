@@ -424,7 +424,8 @@ import Testing
       close(descriptor)
       await #expect(throws: SessionServiceError.self) { try await service.fork(id) }
       let root = URL(filePath: workspace).deletingLastPathComponent().path()
-      #expect(try FileManager.default.contentsOfDirectory(atPath: root).count { !$0.hasPrefix(".") } == 1)
+      let names = try FileManager.default.contentsOfDirectory(atPath: root).filter { !$0.hasPrefix(".") }
+      #expect(names == [id.lowercaseString])
       #expect(try await service.sessions().sessions.count == 1)
       #expect(try await service.outcome(of: try await service.send("still", to: id)).state == .completed)
     }
