@@ -133,7 +133,7 @@ let package = Package(
     .testTarget(
       name: "ClaudeRunnerTests",
       dependencies: [
-        "ClaudeRunner", "DemoModel", "JSONSupport", "fake-claude", logging, nioCore, serviceLifecycle,
+        "ClaudeRunner", "DemoModel", "JSONSupport", "TestSupport", "fake-claude", logging, nioCore, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(
@@ -181,7 +181,7 @@ let package = Package(
     .testTarget(
       name: "SQLiteStoreTests",
       dependencies: [
-        "SQLiteStore", "SessionStoreContract", "Sessions", "store-writer",
+        "SQLiteStore", "SessionStoreContract", "Sessions", "TestSupport", "store-writer",
         .product(name: "GRDB", package: "GRDB.swift"),
       ],
       swiftSettings: swiftSettings),

@@ -1,5 +1,6 @@
 import Foundation
 import JSONSupport
+import TestSupport
 import Testing
 
 @testable import ClaudeRunner
@@ -501,16 +502,10 @@ private struct EnvironmentSandbox: ClaudeSandbox {
 
   @Test func killsWhatAnEarlierRunLeft() async throws {
     let fixture = try Fixture()
-    var environment = ProcessInfo.processInfo.environment
-    environment["CLAUDE_API_INSTANCE"] = fixture.instance
-    let left = Process()
-    left.executableURL = URL(filePath: "/bin/sleep")
-    left.arguments = ["600"]
-    left.environment = environment
-    try left.run()
+    let left = try ChildProcess(
+      ["/bin/sleep", "600"], environment: ["CLAUDE_API_INSTANCE": fixture.instance], output: "/dev/null")
     #expect(await fixture.runner.killStrays() == 1)
-    left.waitUntilExit()
-    #expect(left.terminationReason == .uncaughtSignal)
+    #expect(await left.waitForExit() == .signal(SIGKILL))
     #expect(await fixture.runner.killStrays() == 0)
     #expect(try await fixture.end() == [])
   }

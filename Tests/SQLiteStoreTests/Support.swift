@@ -2,6 +2,7 @@ import Foundation
 import Glibc
 import SQLiteStore
 import Sessions
+import TestSupport
 import Testing
 
 /// Gives a new directory that is gone afterwards.
@@ -54,42 +55,39 @@ func makeSession() -> Session {
 
 /// The helper program, killed when this goes.
 final class Writer {
-  private let process = Process()
-  private let output = Pipe()
-  private let chunks: AsyncStream<Data>
-  private let exits: AsyncStream<Int32>
+  private let process: ChildProcess
+  private let chunks: AsyncStream<[UInt8]>
   private var rest: [UInt8] = []
 
   init(path: String, seed: UInt64, tasks: Int, rounds: Int) throws {
-    let (chunks, chunkSink) = AsyncStream.makeStream(of: Data.self)
-    let (exits, exitSink) = AsyncStream.makeStream(of: Int32.self)
-    self.chunks = chunks
-    self.exits = exits
     // Test programs lie beside the program that the tests run in.
-    let directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-      .deletingLastPathComponent()
-    process.executableURL = directory.appendingPathComponent("store-writer")
-    process.arguments = [path, "\(seed)", "\(tasks)", "\(rounds)"]
-    process.standardOutput = output
-    process.terminationHandler = { process in
-      exitSink.yield(
-        process.terminationReason == .exit ? process.terminationStatus : -process.terminationStatus)
-      exitSink.finish()
-    }
-    output.fileHandleForReading.readabilityHandler = { handle in
-      let data = handle.availableData
-      if data.isEmpty {
-        handle.readabilityHandler = nil
-        chunkSink.finish()
-      } else {
-        chunkSink.yield(data)
+    let program = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+      .deletingLastPathComponent().appendingPathComponent("store-writer").path
+    // A named pipe, which is read on a thread of its own.
+    let pipe = "\(path).\(UUID()).out"
+    guard mkfifo(pipe, 0o600) == 0 else { throw SystemError(call: "mkfifo") }
+    defer { unlink(pipe) }
+    let reader = open(pipe, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
+    guard reader >= 0 else { throw SystemError(call: "open \(pipe)") }
+    process = try ChildProcess([program, path, "\(seed)", "\(tasks)", "\(rounds)"], output: pipe)
+    _ = fcntl(reader, F_SETFL, 0)
+    let (chunks, sink) = AsyncStream.makeStream(of: [UInt8].self)
+    self.chunks = chunks
+    Thread.detachNewThread {
+      var buffer = [UInt8](repeating: 0, count: 64 << 10)
+      while true {
+        let count = read(reader, &buffer, buffer.count)
+        if count < 0, errno == EINTR { continue }
+        guard count > 0 else { break }
+        sink.yield(Array(buffer[..<count]))
       }
+      close(reader)
+      sink.finish()
     }
-    try process.run()
   }
 
   deinit {
-    if process.isRunning { kill() }
+    kill()
   }
 
   /// Waits for the next line; nil at the end of the output.
@@ -101,18 +99,21 @@ final class Writer {
         return line
       }
       var iterator = chunks.makeAsyncIterator()
-      guard let data = await iterator.next() else { return nil }
-      rest += data
+      guard let bytes = await iterator.next() else { return nil }
+      rest += bytes
     }
   }
 
   func kill() {
-    Glibc.kill(process.processIdentifier, SIGKILL)
+    process.signal(SIGKILL)
   }
 
   /// Waits for the end and gives the exit status, or the signal as a negative number.
-  func exitStatus() async -> Int32? {
-    await exits.first { _ in true }
+  func exitStatus() async -> Int32 {
+    switch await process.waitForExit() {
+    case .status(let status): status
+    case .signal(let signal): -signal
+    }
   }
 }
 
