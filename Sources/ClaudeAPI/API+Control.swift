@@ -67,7 +67,8 @@ extension API {
       request, limit: configuration.maximumBodyBytes, known: ["session_name"], isOptional: true)
     let name = try Self.sessionName(fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/fork", fields)
-    let created = try await service.fork(id, name: name, idempotency: claim)
+    let created = try await service.fork(
+      id, name: name, owner: Principal.current?.keyID, idempotency: claim)
     var json = JSONWriter(capacity: 1024)
     json.object { json in
       json.field(

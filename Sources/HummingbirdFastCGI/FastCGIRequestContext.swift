@@ -1,3 +1,4 @@
+import Glibc
 public import Hummingbird
 public import Logging
 
@@ -26,16 +27,20 @@ public struct CGIParameters: Sendable {
   /// The value that the web server gave for `name`, with what is no UTF-8 repaired; of several, the last.
   public subscript(name: String) -> String? {
     var name = name
-    return entries.withUnsafeBufferPointer { entries in
+    return entries.withUnsafeBytes { entries in
       name.withUTF8 { name in
-        var found: String?
-        for entry in entries.split(separator: 0)
-        where entry.count > name.count && entry[entry.startIndex + name.count] == UInt8(ascii: "=")
-          && entry.starts(with: name)
-        {
-          found = String(decoding: entry.dropFirst(name.count + 1), as: UTF8.self)
+        var found: UnsafeRawBufferPointer?
+        var rest = entries
+        while let start = rest.baseAddress, let end = memchr(start, 0, rest.count) {
+          let length = UnsafeRawPointer(end) - start
+          if length > name.count, rest[name.count] == UInt8(ascii: "="), let wanted = name.baseAddress,
+            memcmp(start, wanted, name.count) == 0
+          {
+            found = UnsafeRawBufferPointer(rebasing: rest[name.count + 1..<length])
+          }
+          rest = UnsafeRawBufferPointer(rebasing: rest[(length + 1)...])
         }
-        return found
+        return found.map { String(decoding: $0, as: UTF8.self) }
       }
     }
   }

@@ -1,13 +1,11 @@
-import Foundation
 import Glibc
-import Sessions
 import Synchronization
 
 /// Keys of a store, remembered until somebody changes them, so that a request costs no look-up.
 ///
 /// Each change, also by the command line beside a running server, replaces a file; whoever sees another file than
 /// before asks the store again. A change therefore holds with the first request after it.
-final class WatchedKeyStore: KeyStore {
+public final class WatchedKeyStore: KeyStore {
   private struct Stamp: Equatable {
     var inode: UInt64 = 0
     var seconds = 0
@@ -26,12 +24,13 @@ final class WatchedKeyStore: KeyStore {
   private let path: String
   private let memory = Mutex(Memory())
 
-  init(_ store: any KeyStore, stateDirectory: String) {
+  /// - Parameter stateDirectory: an existing directory that all who change the keys have in common.
+  public init(_ store: any KeyStore, stateDirectory: String) {
     self.store = store
     path = stateDirectory + "/keys.changed"
   }
 
-  func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
+  public func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
     // Taken before the store is asked: what changes in between is found by the next request.
     let stamp = stamp()
     let known = memory.withLock { $0.stamp == stamp ? $0.found[id ?? ""] : nil }
@@ -44,20 +43,20 @@ final class WatchedKeyStore: KeyStore {
     return found
   }
 
-  func keys() async throws(SessionStoreError) -> [APIKey] { try await store.keys() }
+  public func keys() async throws(SessionStoreError) -> [APIKey] { try await store.keys() }
 
-  func addKey(_ key: APIKey) async throws(SessionStoreError) {
+  public func addKey(_ key: APIKey) async throws(SessionStoreError) {
     try await store.addKey(key)
     try announceChange()
   }
 
-  func replaceKeyDigest(_ id: String, with digest: [UInt8]) async throws(SessionStoreError) -> APIKey? {
+  public func replaceKeyDigest(_ id: String, with digest: [UInt8]) async throws(SessionStoreError) -> APIKey? {
     let key = try await store.replaceKeyDigest(id, with: digest)
     try announceChange()
     return key
   }
 
-  func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
+  public func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
     let isFound = try await store.revokeKey(id, at: now)
     try announceChange()
     return isFound
@@ -71,11 +70,11 @@ final class WatchedKeyStore: KeyStore {
   }
 
   private func announceChange() throws(SessionStoreError) {
-    do {
-      // Written beside it and renamed over it, which makes another file each time.
-      try Data().write(to: URL(filePath: path), options: .atomic)
-    } catch {
-      throw .io("the change of the keys is stored but could not be announced: \(error.localizedDescription)")
+    // Renamed over the old one, which makes another file each time.
+    let new = "\(path).\(getpid())"
+    let descriptor = open(new, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+    guard descriptor >= 0, close(descriptor) == 0, rename(new, path) == 0 else {
+      throw .io("the change of the keys is stored but could not be announced: \(String(cString: strerror(errno)))")
     }
   }
 }
