@@ -62,10 +62,17 @@ import Testing
   func aCLIThatIsNone(_ script: String?, _ mode: Int, _ code: String) async throws {
     let path = NSTemporaryDirectory() + "cli-\(UUID())"
     if let script {
-      try script.write(toFile: path, atomically: true, encoding: .utf8)
-      chmod(path, mode_t(mode))
+      try script.write(toFile: path + ".text", atomically: true, encoding: .utf8)
+      // By a child: what this process has open for writing can be inherited by another test's child, and a file
+      // that is open for writing can't be executed.
+      let copied = try await TestSupport.run(
+        ["install", "-m", String(mode, radix: 8), path + ".text", path], output: "/dev/null")
+      #expect(copied == .status(0))
     }
-    defer { unlink(path) }
+    defer {
+      unlink(path)
+      unlink(path + ".text")
+    }
     try await Stack.run(cli: .file(path), settings: ["claude-start-timeout": "1s"]) { stack in
       let id = try await stack.createSession()
       for _ in 0..<2 {
