@@ -153,8 +153,14 @@ final class Stack: Sendable {
   @discardableResult
   func stopResponder() async -> ChildProcess.Exit? {
     guard let child = await responderBox.child else { return nil }
+    // To it alone, as a supervisor does it: a CLI that is just being started is in its group for a moment.
     child.signal(SIGTERM)
-    let exit = await child.stop(grace: .seconds(60))
+    let killer = Task {
+      try await Task.sleep(for: .seconds(60))
+      await child.stop(grace: .zero)
+    }
+    let exit = await child.waitForExit()
+    killer.cancel()
     await responderBox.set(nil)
     return exit
   }
