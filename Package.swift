@@ -188,7 +188,8 @@ let package = Package(
     .executableTarget(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
-    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+    .target(
+      name: "TestSupport", dependencies: ["JSONSupport"], path: "Tests/TestSupport", swiftSettings: swiftSettings),
     .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
   ]
 )

@@ -78,7 +78,7 @@ extension API {
     if let lastEventID, !lastEventID.isEmpty {
       guard let number = Int64(lastEventID), number >= 0 else {
         throw Problem(
-          .badRequest, "invalid_cursor", "The header Last-Event-ID must be the number of an event of this session.")
+          .invalidCursor, "The header Last-Event-ID must be the number of an event of this session.")
       }
       after = number
     } else if try query.text("after") == "latest" {
@@ -88,7 +88,7 @@ extension API {
     }
     guard after <= last else {
       throw Problem(
-        .badRequest, "unknown_cursor", "There is no event \(after) in this session; its last one is \(last).")
+        .unknownCursor, "There is no event \(after) in this session; its last one is \(last).")
     }
     return after
   }

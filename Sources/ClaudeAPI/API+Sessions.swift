@@ -32,7 +32,7 @@ extension API {
     let claim = try IdempotencyClaim(request, scope: "POST /sessions", fields)
     guard claim == nil || archive == nil else {
       throw Problem(
-        .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
+        .invalidIdempotencyKey, "A session with an archive can't be made with an Idempotency-Key.")
     }
     // The agent sees its workspace only when the files of the archive are in it.
     let created = try await service.create(
@@ -92,7 +92,7 @@ extension API {
     // nginx hands bodies over as files where one may be an archive.
     if let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty {
       guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
-        throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+        throw Problem(.contentTooLarge, "The body has more than \(limit) bytes.")
       }
       request = Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
     }

@@ -50,9 +50,8 @@ extension API {
     return Self.json(await turnBody(turn))
   }
 
-  private func cancelTurn(_ request: Request, _ context: Context) async throws -> Response {
+  private func cancelTurn(_: Request, _ context: Context) async throws -> Response {
     let id = try Self.sessionID(context)
-    _ = try QueryFields(request, known: [])
     return Self.json(await turnBody(try await service.cancel(try Self.turnID(context), of: id)))
   }
 

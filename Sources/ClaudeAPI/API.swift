@@ -43,27 +43,32 @@ public struct API: Sendable {
     if let keys { router.add(middleware: AuthenticationMiddleware(routes: table, keys: keys, service: service)) }
     router.add(middleware: ErrorMiddleware(routes: table))
     var again = RouteTable()
-    addRoutes(to: router, &again)
+    addRoutes(
+      to: router, &again, Documents(OpenAPIDocument(routes: table.entries, version: configuration.version)))
     return router.buildResponder()
   }
 
   /// All routes, for what must cover each of them.
   var routes: RouteTable {
     var table = RouteTable()
-    addRoutes(to: Router(context: Context.self), &table)
+    addRoutes(
+      to: Router(context: Context.self), &table, Documents(OpenAPIDocument(routes: [], version: configuration.version)))
     return table
   }
 
-  private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable) {
+  private func addRoutes(to router: Router<Context>, _ routes: inout RouteTable, _ documents: Documents) {
     addSessionRoutes(to: router, &routes)
     addTurnRoutes(to: router, &routes)
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
+    addDocumentationRoutes(to: router, &routes, documents)
     routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)
-    routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in Self.json(index) }
+    routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in
+      Self.json(index)
+    }
   }
 
   // MARK: The server

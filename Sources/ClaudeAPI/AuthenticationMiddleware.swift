@@ -55,14 +55,14 @@ struct AuthenticationMiddleware: RouterMiddleware {
     guard found.hasKeys else {
       guard Self.isLoopback(context.parametersOfServer["REMOTE_ADDR"]) else {
         throw Problem(
-          .forbidden, "no_keys",
+          .noKeys,
           "This server has no keys yet and answers only on its own machine; claude-api-server keys create makes one.")
       }
       return nil
     }
     guard let secret, secret.matches(found.key), let key = found.key, key.isValid(at: .now()) else {
       throw Problem(
-        .unauthorized, "unauthorized",
+        .unauthorized,
         shown == nil
           ? "A key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY." : "The key is not valid.",
         challenge: shown == nil ? "Bearer" : #"Bearer error="invalid_token""#)
@@ -96,10 +96,10 @@ struct AuthenticationMiddleware: RouterMiddleware {
     if context.parameters["session_id"] != nil {
       try await checkSession(principal, context)
     } else if principal.sessionID != nil && access != .information {
-      throw Problem(.forbidden, "key_of_session", "This key is good for a single session only.")
+      throw Problem(.keyOfSession, "This key is good for a single session only.")
     }
     if access == .change && principal.role == .read {
-      throw Problem(.forbidden, "read_only_key", "This key may only read.")
+      throw Problem(.readOnlyKey, "This key may only read.")
     }
   }
 

@@ -17,34 +17,34 @@ struct BodyFields {
       !isOptional || request.headers[.contentLength] != "0"
     {
       throw Problem(
-        .unsupportedMediaType, "unsupported_media_type",
+        .unsupportedMediaType,
         "The body must be JSON; send it with Content-Type: application/json.")
     }
     let body: ByteBuffer
     do {
       body = try await request.body.collect(upTo: limit)
     } catch is NIOTooManyBytesError {
-      throw Problem(.contentTooLarge, "content_too_large", "The body has more than \(limit) bytes.")
+      throw Problem(.contentTooLarge, "The body has more than \(limit) bytes.")
     }
     if isOptional, body.readableBytes == 0 {
       try self.init([:], known: known)
       return
     }
     guard body.readableBytes > 0 else {
-      throw Problem(.badRequest, "invalid_json", "The body is empty; send a JSON object.")
+      throw Problem(.invalidJSON, "The body is empty; send a JSON object.")
     }
     guard String(validating: body.readableBytesView, as: UTF8.self) != nil else {
-      throw Problem(.badRequest, "invalid_json", "The body is not valid UTF-8.")
+      throw Problem(.invalidJSON, "The body is not valid UTF-8.")
     }
     let value: JSONValue
     do throws(JSONParsingError) {
       value = try JSONValue(parsing: body.readableBytesView)
     } catch {
       throw Problem(
-        .badRequest, "invalid_json", "The body is no valid JSON: \(error.reason.rawValue) at byte \(error.offset).")
+        .invalidJSON, "The body is no valid JSON: \(error.reason.rawValue) at byte \(error.offset).")
     }
     guard case .object(let members) = value else {
-      throw Problem(.unprocessableContent, "invalid_body", "The body must be a JSON object.")
+      throw Problem(.invalidBody, "The body must be a JSON object.")
     }
     try self.init(members, known: known)
   }
@@ -55,7 +55,7 @@ struct BodyFields {
     self.known = known
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {
       throw Problem(
-        .unprocessableContent, "unknown_field",
+        .unknownField,
         "There is no field \(Self.quoted(unknown)) here; the fields are \(known.joined(separator: ", ")).")
     }
   }
@@ -112,7 +112,7 @@ struct BodyFields {
   func invalid(_ name: String, _ what: String) -> Problem { Self.invalid(name, what) }
 
   static func invalid(_ name: String, _ what: String) -> Problem {
-    Problem(.unprocessableContent, "invalid_field", "The field \(quoted(name)) \(what).")
+    Problem(.invalidField, "The field \(quoted(name)) \(what).")
   }
 
   private static func quoted(_ name: String) -> String {

@@ -13,7 +13,7 @@ extension IdempotencyClaim {
     guard values.count == 1, (1...255).contains(key.utf8.count), key.utf8.allSatisfy({ (0x21...0x7e).contains($0) })
     else {
       throw Problem(
-        .badRequest, "invalid_idempotency_key",
+        .invalidIdempotencyKey,
         "The header Idempotency-Key must be given once, with 1 to 255 visible ASCII characters.")
     }
     var digest = SHA256()

@@ -5,9 +5,8 @@ public import Sessions
 
 /// An error as the client sees it: a problem document (RFC 9457) with a stable `code`.
 public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
-  public var status: HTTPResponse.Status
-  /// A name for programs; it doesn't change.
-  public var code: String
+  /// A name for programs, which decides the status.
+  public var code: ProblemCode
   /// A sentence for people, which names the field or thing that it's about.
   public var detail: String
   /// Seconds after which another try makes sense.
@@ -20,16 +19,16 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var challenge: String?
 
   public init(
-    _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
-    challenge: String? = nil
+    _ code: ProblemCode, _ detail: String, retryAfter: Int? = nil, allow: String? = nil, challenge: String? = nil
   ) {
-    self.status = status
     self.code = code
     self.detail = detail
     self.retryAfter = retryAfter
     self.allow = allow
     self.challenge = challenge
   }
+
+  public var status: HTTPResponse.Status { code.status }
 
   public var response: Response {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
@@ -42,7 +41,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("title", status.reasonPhrase)
       json.field("status", Int64(status.code))
       json.field("detail", detail)
-      json.field("code", code)
+      json.field("code", code.rawValue)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }
     }

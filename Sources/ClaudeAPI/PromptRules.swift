@@ -10,7 +10,7 @@ struct PromptRules: Sendable {
     if text.allSatisfy(\.isWhitespace) { throw fields.invalid(field, "must not be empty") }
     if text.utf8.count > maximumBytes {
       throw Problem(
-        .contentTooLarge, "prompt_too_large",
+        .promptTooLarge,
         "The field \"\(field)\" has \(text.utf8.count) bytes; at most \(maximumBytes) are allowed.")
     }
     return text

@@ -11,7 +11,8 @@ import Sessions
 /// The parameters of a request's query, taken one by one; whatever is wrong with them is a ``Problem`` that names
 /// the parameter.
 struct QueryFields {
-  private var values: [String: String] = [:]
+  /// As they came, with their escapes.
+  private var values: [String: Substring] = [:]
 
   init(_ request: Request, known: [String]) throws(Problem) {
     for part in (request.uri.query ?? "").split(separator: "&") {
@@ -19,15 +20,14 @@ struct QueryFields {
       let name = Self.decode(pair[0]) ?? String(pair[0])
       guard known.contains(name) else {
         throw Problem(
-          .badRequest, "unknown_parameter",
+          .unknownParameter,
           "There is no query parameter \(Self.quoted(name)) here; "
             + (known.isEmpty ? "there are none." : "the parameters are \(known.joined(separator: ", ")).")
         )
       }
-      guard let value = pair.count == 2 ? Self.decode(pair[1]) : "" else {
-        throw Self.invalid(name, "is not valid percent-encoded UTF-8")
+      guard values.updateValue(pair.count == 2 ? pair[1] : "", forKey: name) == nil else {
+        throw Self.invalid(name, "is given twice")
       }
-      guard values.updateValue(value, forKey: name) == nil else { throw Self.invalid(name, "is given twice") }
     }
   }
 
@@ -35,13 +35,23 @@ struct QueryFields {
 
   /// A text that isn't empty, or nil if the parameter is absent.
   func text(_ name: String) throws(Problem) -> String? {
-    guard let value = values[name] else { return nil }
+    guard let value = try value(name) else { return nil }
     if value.isEmpty { throw Self.invalid(name, "must not be empty") }
     return value
   }
 
+  /// The value without its escapes; nil if the parameter is absent.
+  private func value(_ name: String) throws(Problem) -> String? {
+    guard let escaped = values[name] else { return nil }
+    guard let value = Self.decode(escaped) else { throw Self.invalid(name, "is not valid percent-encoded UTF-8") }
+    return value
+  }
+
+  /// The value as it came, for what isn't text.
+  func escaped(_ name: String) -> Substring? { values[name] }
+
   func integer<Value: FixedWidthInteger>(_ name: String, in range: ClosedRange<Value>) throws(Problem) -> Value? {
-    guard let value = values[name] else { return nil }
+    guard let value = try value(name) else { return nil }
     guard let number = Value(value), range.contains(number) else {
       throw Self.invalid(name, "must be a whole number from \(range.lowerBound) to \(range.upperBound)")
     }
@@ -49,7 +59,7 @@ struct QueryFields {
   }
 
   func boolean(_ name: String) throws(Problem) -> Bool? {
-    switch values[name] {
+    switch try value(name) {
     case nil: return nil
     case "true", "1": return true
     case "false", "0": return false
@@ -61,7 +71,7 @@ struct QueryFields {
   func choice<Value: RawRepresentable & CaseIterable>(
     _ name: String, _: Value.Type
   ) throws(Problem) -> Value? where Value.RawValue == String {
-    guard let value = values[name] else { return nil }
+    guard let value = try value(name) else { return nil }
     guard let choice = Value(rawValue: value) else {
       throw Self.invalid(name, "must be one of \(Value.allCases.map(\.rawValue).joined(separator: ", "))")
     }
@@ -70,7 +80,7 @@ struct QueryFields {
 
   /// A time such as `30s`, `500ms` or `2m`; without a unit seconds are meant.
   func duration(_ name: String, upTo limit: Duration) throws(Problem) -> Duration? {
-    guard let value = values[name] else { return nil }
+    guard let value = try value(name) else { return nil }
     let digits = value.prefix { $0.isASCII && $0.isNumber }
     let duration: Duration? =
       if digits.count > 9 {
@@ -92,7 +102,7 @@ struct QueryFields {
   }
 
   static func invalid(_ name: String, _ what: String) -> Problem {
-    Problem(.badRequest, "invalid_parameter", "The query parameter \(quoted(name)) \(what).")
+    Problem(.invalidParameter, "The query parameter \(quoted(name)) \(what).")
   }
 
   private static func quoted(_ name: String) -> String {

@@ -54,7 +54,8 @@ struct RouteTable {
     return wanted.count == segments.count && zip(wanted, segments).allSatisfy { $0.hasPrefix("{") || $0 == $1 }
   }
 
-  /// Adds a route to the table and to the router.
+  /// Adds a route to the table and to the router. A route whose description has no query parameters gets no request
+  /// with one; the others see to it by ``QueryFields``.
   mutating func add<Context: RequestContext>(
     _ method: HTTPRequest.Method, _ path: String, _ summary: String, for access: Access, to router: Router<Context>,
     _ handler: @escaping @Sendable (Request, Context) async throws -> Response
@@ -62,6 +63,11 @@ struct RouteTable {
     entries.append(Entry(method: method, path: path, summary: summary, access: access))
     let routed = RouterPath(path.replacing("/{path}", with: "/**"))
     accesses[routed.description, default: [:]][method] = access
-    router.on(routed, method: method, use: handler)
+    router.on(routed, method: method) { request, context in
+      if let query = request.uri.query, !query.isEmpty, !Operation.takesQuery(method, path) {
+        _ = try QueryFields(request, known: [])
+      }
+      return try await handler(request, context)
+    }
   }
 }

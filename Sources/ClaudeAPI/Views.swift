@@ -1,3 +1,4 @@
+import HTTPTypes
 import JSONSupport
 import Sessions
 
@@ -62,7 +63,7 @@ extension JSONWriter {
         object: { json in
           json.field("code", failure.code)
           json.field("detail", failure.detail)
-          json.field("status", failure.status.map(Int64.init))
+          json.field("status", Int64(Problem(failure).status.code))
           json.field("retry_after", failure.retryAfter.map(Int64.init))
         })
     } else {

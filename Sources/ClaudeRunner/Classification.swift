@@ -73,7 +73,7 @@ enum Classification {
         errorOutput: errorOutput, partial: partial)
     }
     return ClaudeFailure(
-      .cliExited, "The Claude Code CLI ended unexpectedly with \(exit)\(tail)", exit: exit,
+      .crashed, "The Claude Code CLI ended unexpectedly with \(exit)\(tail)", exit: exit,
       errorOutput: errorOutput, partial: partial)
   }
 }

@@ -9,7 +9,7 @@ public struct ClaudeFailure: Error, Sendable {
     /// It is not a CLI of a version that can be used.
     case cliIncompatible = "cli_incompatible"
     /// The process ended in the middle of a turn or before it could begin.
-    case cliExited = "cli_exited"
+    case crashed = "crashed"
     /// The system killed the process for want of memory.
     case outOfMemory = "out_of_memory"
     /// The process lives but doesn't speak the protocol.

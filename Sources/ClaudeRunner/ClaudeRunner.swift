@@ -91,7 +91,7 @@ public actor ClaudeRunner {
         return try await process.run(turn.prompt, onMessage: onMessage)
       } catch {
         // A process that had died before it could read the prompt says nothing about the prompt.
-        guard error.code == .cliExited, !isNew, await process.wasLastTurnSilent, session.abort == nil,
+        guard error.code == .crashed, !isNew, await process.wasLastTurnSilent, session.abort == nil,
           !isShuttingDown
         else { throw error }
       }

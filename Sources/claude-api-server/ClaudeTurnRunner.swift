@@ -126,7 +126,7 @@ extension ClaudeFailure.Code {
   var httpStatus: Int {
     switch self {
     case .cliMissing, .cliNotExecutable, .cliIncompatible, .startFailed, .overloaded, .shuttingDown: 503
-    case .cliExited, .cliProtocolError, .lineTooLong, .outOfMemory, .notLoggedIn, .modelAuthFailed, .modelError,
+    case .crashed, .cliProtocolError, .lineTooLong, .outOfMemory, .notLoggedIn, .modelAuthFailed, .modelError,
       .conversationLost, .structuredOutputMissing, .turnFailed:
       502
     case .modelTimeout, .stalled, .turnTimeout, .postResultHang: 504

@@ -15,71 +15,11 @@ import Testing
 
 /// Keys, roles and tenants, asked without a transport.
 @Suite struct AccessTests {
-  /// The API with keys, and two sessions of different users.
-  private struct Fixture: Sendable {
-    let api: API
-    let responder: RouterResponder<API.Context>
-    let store: SQLiteSessionStore
-
-    func send(
-      _ method: HTTPRequest.Method, _ path: String, key: String? = nil, headers: HTTPFields = [:],
-      from address: String? = "127.0.0.1", body: JSONValue? = nil
-    ) async throws -> (status: Int, headers: HTTPFields, text: String) {
-      var fields = headers
-      if let key { fields[.authorization] = "Bearer \(key)" }
-      if body != nil { fields[.contentType] = "application/json" }
-      let request = Request(
-        head: HTTPRequest(method: method, scheme: "http", authority: "localhost", path: path, headerFields: fields),
-        body: RequestBody(buffer: ByteBuffer(bytes: body?.encoded() ?? [])))
-      let source = FastCGIRequestContextSource(
-        logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
-        parameters: CGIParameters(address.map { [("REMOTE_ADDR", $0)] } ?? []))
-      let response = try await responder.respond(to: request, context: API.Context(source: source))
-      let writer = Text()
-      if response.headers[.contentType] != "text/event-stream" { try await response.body.write(writer) }
-      return (response.status.code, response.headers, writer.text)
-    }
-
-    func key(
-      _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
-    ) async throws -> KeySecret {
-      let secret = KeySecret()
-      try await store.addKey(
-        APIKey(
-          id: secret.id, name: "test", role: role, sessionID: session, digest: secret.digest, createdAt: .now(),
-          expiresAt: expiresAt))
-      return secret
-    }
-
-    func newSession(_ key: KeySecret?) async throws -> UUID {
-      let answer = try await send(.post, "/sessions", key: key?.text, body: [:])
-      let id = try JSONValue(parsing: answer.text.utf8)["session"]?["id"]?.stringValue
-      return try #require(id.flatMap { UUID(uuidString: $0) }, "\(answer.text)")
-    }
-  }
-
-  private final class Text: ResponseBodyWriter {
-    private(set) var text = ""
-    func write(_ buffer: ByteBuffer) async throws { text += String(buffer: buffer) }
-    func finish(_: HTTPFields?) async throws {}
-  }
-
-  private func withFixture(_ body: (Fixture) async throws -> Void) async throws {
-    try await withTemporaryDirectory { directory in
-      let store = try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/s/store.sqlite"))
-      try await withService(store: store) { service in
-        let api = API(service: service, configuration: APIConfiguration(version: "1", model: .demo), keys: store)
-        try await body(Fixture(api: api, responder: api.responder(), store: store))
-      }
-      await store.close()
-    }
-  }
-
   // MARK: Roles
 
   /// Each route of the table with each kind of key. A new route is in it as soon as it exists.
   @Test func eachRouteIsForThoseWhoMayUseIt() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       let user = try await fixture.key(.user)
       let other = try await fixture.key(.user)
       let admin = try await fixture.key(.admin)
@@ -131,7 +71,7 @@ import Testing
   // MARK: Tenants
 
   @Test func anotherTenantsSessionIsLikeAMissingOne() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       let (one, two, admin) = (
         try await fixture.key(.user), try await fixture.key(.user), try await fixture.key(.admin)
       )
@@ -150,7 +90,7 @@ import Testing
   }
 
   @Test func idempotencyKeysAreATenantsOwn() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       let (one, two) = (try await fixture.key(.user), try await fixture.key(.user))
       let header: HTTPFields = [.idempotencyKey: "same"]
       let first = try await fixture.send(.post, "/sessions", key: one.text, headers: header, body: [:])
@@ -163,7 +103,7 @@ import Testing
   // MARK: Keys
 
   @Test func aKeyIsGoodUntilItIsRevokedRotatedOrExpired() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       let key = try await fixture.key(.admin)
       func status(_ secret: KeySecret) async throws -> Int {
         try await fixture.send(.get, "/sessions", key: secret.text).status
@@ -185,7 +125,7 @@ import Testing
   }
 
   @Test func keysAreReadFromEitherHeader() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       let key = try await fixture.key(.user)
       let wrong = KeySecret(id: key.id).text
       func status(_ headers: HTTPFields) async throws -> Int {
@@ -209,7 +149,7 @@ import Testing
   }
 
   @Test func withoutKeysOnlyThisMachineIsAnswered() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       for address in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {
         #expect(try await fixture.send(.get, "/sessions", from: address).status == 200, "\(address)")
       }

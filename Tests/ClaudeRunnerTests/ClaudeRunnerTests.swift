@@ -41,7 +41,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     let failure = await failing {
       try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:exit 3 some reason"))
     }
-    #expect(failure?.code == .cliExited && failure?.exit == .code(3))
+    #expect(failure?.code == .crashed && failure?.exit == .code(3))
     #expect(failure?.errorOutput == "some reason\n")
     let result = try await fixture.runner.run(
       ClaudeTurn(session: session, prompt: "two", expectsHistory: true))
@@ -187,7 +187,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 
   static let turnFaults: [Case] = [
-    Case(prompt: "fake:kill", code: .cliExited), Case(prompt: "fake:exit 0", code: .cliExited),
+    Case(prompt: "fake:kill", code: .crashed), Case(prompt: "fake:exit 0", code: .crashed),
     Case(prompt: "fake:half", code: .stalled), Case(prompt: "fake:stubborn", code: .stalled),
     Case(prompt: "fake:noresult", code: .postResultHang),
     Case(prompt: "fake:huge 200000", code: .lineTooLong),
@@ -236,7 +236,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 
   static let startFaults: [Case] = [
-    Case(prompt: "exit 7 it will not do", code: .cliExited), Case(prompt: "kill", code: .cliExited),
+    Case(prompt: "exit 7 it will not do", code: .crashed), Case(prompt: "kill", code: .crashed),
     Case(prompt: "garbage", code: .cliProtocolError), Case(prompt: "half", code: .cliProtocolError),
     Case(prompt: "silence", code: .stalled),
   ]
@@ -245,7 +245,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   func failsTheStart(_ fault: Case) async throws {
     let fixture = try Fixture {
       $0.additionalEnvironment["FAKE_CLAUDE_START"] = fault.prompt
-      $0.startTimeout = fault.code == .cliExited ? .seconds(30) : .seconds(2)
+      $0.startTimeout = fault.code == .crashed ? .seconds(30) : .seconds(2)
       $0.terminateTimeout = .milliseconds(200)
     }
     let session = try fixture.session()
@@ -253,7 +253,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
       try await fixture.runner.run(ClaudeTurn(session: session, prompt: "x"))
     }
     #expect(failure?.code == fault.code)
-    if fault.code == .cliExited, failure?.exit == .code(7) {
+    if fault.code == .crashed, failure?.exit == .code(7) {
       #expect(failure?.errorOutput == "it will not do\n")
       #expect(failure?.message.contains("it will not do") == true)
     }

@@ -9,8 +9,8 @@ import Testing
 @Suite struct FaultTests {
   @Test(
     arguments: [
-      ("fake:exit 3 something broke", 502, "cli_exited", "something broke"),
-      ("fake:kill", 502, "cli_exited", "signal 9"),
+      ("fake:exit 3 something broke", 502, "crashed", "something broke"),
+      ("fake:kill", 502, "crashed", "signal 9"),
       ("fake:error 401", 502, "model_auth_failed", ""),
       ("fake:error 429", 429, "rate_limited", ""),
       ("fake:error 529", 503, "overloaded", ""),
@@ -46,7 +46,7 @@ import Testing
       ("#!/bin/sh\necho '1.0.3 (Claude Code)'\n", 0o700, "cli_incompatible"),
       (
         "#!/bin/sh\n[ \"$1\" = --version ] && echo '2.1.330 (Claude Code)' && exit\necho broken >&2; exit 7\n", 0o700,
-        "cli_exited"
+        "crashed"
       ),
       (
         "#!/bin/sh\n[ \"$1\" = --version ] && echo '2.1.330 (Claude Code)' && exit\necho garbage; sleep 600\n", 0o700,

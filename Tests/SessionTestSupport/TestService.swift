@@ -1,7 +1,7 @@
 import Logging
 public import Sessions
 import TestSupport
-import Workspaces
+public import Workspaces
 
 /// Runs `body` with a started service whose directories are its own, and ends it afterwards.
 public func withService<Value>(
@@ -9,15 +9,27 @@ public func withService<Value>(
   hub: EventHub = EventHub(), configure: (inout SessionServiceConfiguration) -> Void = { _ in },
   _ body: (SessionService) async throws -> Value
 ) async throws -> Value {
+  try await withService(runner: runner, store: store, hub: hub, configure: configure) { service, _ in
+    try await body(service)
+  }
+}
+
+/// The same for those who need the directories, too.
+public func withService<Value>(
+  runner: any TurnRunner = ScriptedRunner(), store: any SessionStore = InMemorySessionStore(),
+  hub: EventHub = EventHub(), configure: (inout SessionServiceConfiguration) -> Void = { _ in },
+  _ body: (SessionService, Workspaces) async throws -> Value
+) async throws -> Value {
   try await withTemporaryDirectory { path in
     var configuration = SessionServiceConfiguration()
     configure(&configuration)
+    let workspaces = try Workspaces(root: path + "/w", configurationRoot: path + "/c")
     let service = SessionService(
-      store: store, workspaces: try Workspaces(root: path + "/w", configurationRoot: path + "/c"), runner: runner,
-      hub: hub, configuration: configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+      store: store, workspaces: workspaces, runner: runner, hub: hub, configuration: configuration,
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
     try await service.start()
     do {
-      let value = try await body(service)
+      let value = try await body(service, workspaces)
       await service.shutdown()
       return value
     } catch {

@@ -48,10 +48,10 @@ extension FilesAPI {
     let id = try await session(context)
     let query = try QueryFields(request, known: ["format", "path"])
     let format = try query.choice("format", ArchiveFormat.self) ?? .tarGzip
-    let path = try Self.pathParameter(request)
+    let path = try Self.path(query)
     guard let place = archivePlaces.take() else {
       throw Problem(
-        .serviceUnavailable, "too_many_archives", "As many archives as may be are being made; try again later.",
+        .tooManyArchives, "As many archives as may be are being made; try again later.",
         retryAfter: 5)
     }
     let stream = try await workspaces.archive(path, of: id, as: format)
@@ -80,13 +80,10 @@ extension FilesAPI {
   }
 
   /// The parameter `path`, whose escapes are decoded to bytes and not to text.
-  static func pathParameter(_ request: Request) throws(Problem) -> RelativePath {
-    let prefix = "path="
-    guard let part = (request.uri.query ?? "").split(separator: "&").first(where: { $0.hasPrefix(prefix) }) else {
-      return .root
-    }
+  private static func path(_ query: QueryFields) throws(Problem) -> RelativePath {
+    guard let escaped = query.escaped("path") else { return .root }
     do throws(RelativePath.Malformation) {
-      return try RelativePath(percentEncoded: part.utf8.dropFirst(prefix.utf8.count))
+      return try RelativePath(percentEncoded: escaped.utf8)
     } catch {
       throw Problem(error)
     }
@@ -94,7 +91,7 @@ extension FilesAPI {
 
   private func postArchive(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
-    let path = try Self.pathParameter(request)
+    let path = try Self.path(try QueryFields(request, known: ["path"]))
     let archive = try await workspaces.unpack(try body(context))
     try await workspaces.install(archive, at: path, of: id)
     var json = JSONWriter()

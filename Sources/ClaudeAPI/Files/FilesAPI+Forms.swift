@@ -26,7 +26,7 @@ extension FilesAPI {
     let body = try body(context)
     guard let boundary = Self.boundary(request) else {
       throw Problem(
-        .unsupportedMediaType, "unsupported_media_type",
+        .unsupportedMediaType,
         "Send the files as multipart/form-data, or one file with PUT to its path.")
     }
     try Self.refuseForeignForm(request)
@@ -35,7 +35,7 @@ extension FilesAPI {
     for part in parts {
       guard let name = part.fileName else {
         throw Problem(
-          .unprocessableContent, "unknown_field",
+          .unknownField,
           "The part \"\(String(decoding: part.name.prefix(64), as: UTF8.self))\" has no filename.")
       }
       // A browser sends this for a field in which nobody has chosen a file.
@@ -78,7 +78,7 @@ extension FilesAPI {
     guard let origin = request.headers[.origin] else { return }
     let host = origin.split(separator: "/", maxSplits: 2, omittingEmptySubsequences: false).last.map(String.init)
     guard host == request.head.authority else {
-      throw Problem(.forbidden, "foreign_origin", "A form of another site can't upload files here.")
+      throw Problem(.foreignOrigin, "A form of another site can't upload files here.")
     }
   }
 
@@ -100,10 +100,10 @@ extension FilesAPI {
         continue
       }
       guard let content = try await workspaces.content(of: part, in: body, limit: limit) else {
-        throw Problem(.contentTooLarge, "content_too_large", "A field has more than \(limit) bytes.")
+        throw Problem(.contentTooLarge, "A field has more than \(limit) bytes.")
       }
       guard let text = String(validating: content, as: UTF8.self) else {
-        throw Problem(.unprocessableContent, "invalid_field", "The field \"\(name)\" must be UTF-8.")
+        throw Problem(.invalidField, "The field \"\(name)\" must be UTF-8.")
       }
       // Fields that aren't texts are written as JSON.
       let isText = name == "session_name" || name == "initial_prompt"

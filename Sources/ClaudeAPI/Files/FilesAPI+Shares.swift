@@ -93,8 +93,8 @@ extension FilesAPI {
 extension Problem {
   init(_ error: ShareError) {
     switch error {
-    case .notFound: self.init(.notFound, "share_not_found", "This link leads to nothing; it may be too old.")
-    case .tooMany(let limit): self.init(.conflict, "too_many_shares", "A session may have \(limit) shares.")
+    case .notFound: self.init(.shareNotFound, "This link leads to nothing; it may be too old.")
+    case .tooMany(let limit): self.init(.tooManyShares, "A session may have \(limit) shares.")
     }
   }
 }

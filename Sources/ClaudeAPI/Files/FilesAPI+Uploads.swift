@@ -39,7 +39,7 @@ extension FilesAPI {
   ) async throws -> Response {
     let id = try await session(context)
     guard request.headers[.tusResumable] == "1.0.0" else {
-      var response = Problem(.preconditionFailed, "tus_version", "Send Tus-Resumable: 1.0.0.").response
+      var response = Problem(.tusVersion, "Send Tus-Resumable: 1.0.0.").response
       response.headers[.tusVersion] = "1.0.0"
       return response
     }
@@ -51,10 +51,7 @@ extension FilesAPI {
       response = Problem(error).response
     } catch FileError.digestMismatch {
       response =
-        Problem(
-          .init(code: 460, reasonPhrase: "Checksum Mismatch"), "digest_mismatch",
-          "The bytes that arrived don't have the checksum that was sent with them."
-        ).response
+        Problem(.checksumMismatch, "The bytes that arrived don't have the checksum that was sent with them.").response
     }
     response.headers[.tusResumable] = "1.0.0"
     return response
@@ -63,7 +60,7 @@ extension FilesAPI {
   private func tusCreate(_ request: Request, _ context: API.Context) async throws -> Response {
     try await tus(request, context) { id in
       guard let length = request.headers[.uploadLength].flatMap({ Int64($0) }), length >= 0 else {
-        throw Problem(.badRequest, "invalid_upload", "Upload-Length must be the number of the file's bytes.")
+        throw Problem(.invalidUpload, "Upload-Length must be the number of the file's bytes.")
       }
       let metadata = request.headers[.uploadMetadata]
       let upload = try await workspaces.createUpload(
@@ -95,10 +92,10 @@ extension FilesAPI {
     try await tus(request, context) { id in
       guard request.headers[.contentType] == "application/offset+octet-stream" else {
         throw Problem(
-          .unsupportedMediaType, "unsupported_media_type", "Send the part as application/offset+octet-stream.")
+          .unsupportedMediaType, "Send the part as application/offset+octet-stream.")
       }
       guard let offset = request.headers[.uploadOffset].flatMap({ Int64($0) }), offset >= 0 else {
-        throw Problem(.badRequest, "invalid_upload", "Upload-Offset must be the number of bytes that are here.")
+        throw Problem(.invalidUpload, "Upload-Offset must be the number of bytes that are here.")
       }
       let (upload, now) = try await workspaces.append(
         try body(context), at: offset, digests: try Self.checksum(request.headers[.uploadChecksum]),
@@ -138,7 +135,7 @@ extension FilesAPI {
 
   private static var malformed: Problem {
     Problem(
-      .badRequest, "invalid_upload",
+      .invalidUpload,
       "Upload-Metadata must have a path or a filename in Base64, such as: filename bm90ZXMudHh0")
   }
 
@@ -146,14 +143,14 @@ extension FilesAPI {
     guard let field else { return [] }
     let words = field.split(separator: " ")
     guard words.count == 2, let data = Data(base64Encoded: String(words[1])) else {
-      throw Problem(.badRequest, "invalid_digest", "Upload-Checksum must be an algorithm and a checksum in Base64.")
+      throw Problem(.invalidDigest, "Upload-Checksum must be an algorithm and a checksum in Base64.")
     }
     switch words[0] {
     case "sha1": return [.sha1(Array(data))]
     case "sha256": return [.sha256(Array(data))]
     case "sha512": return [.sha512(Array(data))]
     default:
-      throw Problem(.badRequest, "invalid_digest", "The algorithms of Upload-Checksum are sha1, sha256 and sha512.")
+      throw Problem(.invalidDigest, "The algorithms of Upload-Checksum are sha1, sha256 and sha512.")
     }
   }
 
@@ -172,20 +169,16 @@ extension FilesAPI {
 extension Problem {
   init(_ error: UploadError) {
     switch error {
-    case .notFound: self.init(.notFound, "upload_not_found", "There is no such upload; it may be complete.")
-    case .expired: self.init(.gone, "upload_expired", "The upload was not gone on with in time.")
+    case .notFound: self.init(.uploadNotFound, "There is no such upload; it may be complete.")
+    case .expired: self.init(.uploadExpired, "The upload was not gone on with in time.")
     case .wrongOffset(let current):
-      self.init(.conflict, "wrong_offset", "The part must begin at byte \(current).")
-    case .tooLong: self.init(.contentTooLarge, "upload_too_long", "The part goes beyond the Upload-Length.")
-    case .busy: self.init(.locked, "upload_busy", "Another part of this upload is being taken.", retryAfter: 1)
+      self.init(.wrongOffset, "The part must begin at byte \(current).")
+    case .tooLong: self.init(.uploadTooLong, "The part goes beyond the Upload-Length.")
+    case .busy: self.init(.uploadBusy, "Another part of this upload is being taken.", retryAfter: 1)
     case .tooMany(let limit):
-      self.init(.tooManyRequests, "too_many_uploads", "A session may have \(limit) unfinished uploads.", retryAfter: 60)
+      self.init(.tooManyUploads, "A session may have \(limit) unfinished uploads.", retryAfter: 60)
     }
   }
-}
-
-extension HTTPResponse.Status {
-  static let locked = HTTPResponse.Status(code: 423, reasonPhrase: "Locked")
 }
 
 extension HTTPField.Name {

@@ -94,17 +94,9 @@ public struct FilesAPI: Sendable {
   func body(_ context: API.Context) throws(Problem) -> BodyFile {
     guard let path = context.parametersOfServer["BODY_FILE"] else {
       throw Problem(
-        .internalServerError, "no_body_file", "The web server in front doesn't hand uploads over as files.")
+        .noBodyFile, "The web server in front doesn't hand uploads over as files.")
     }
     return BodyFile(path: path.isEmpty ? nil : path)
-  }
-
-  func flag(_ name: String, _ request: Request) throws(Problem) -> Bool {
-    switch request.uri.queryParameters[Substring(name)].map(String.init) {
-    case nil, "0", "false": return false
-    case "", "1", "true": return true
-    default: throw Problem(.badRequest, "invalid_parameter", "The parameter \(name) must be true or false.")
-    }
   }
 
   private func conditions(_ request: Request) throws(Problem) -> WriteConditions {
@@ -123,7 +115,7 @@ public struct FilesAPI: Sendable {
       let isWeak = tag.hasPrefix("W/")
       let text = isWeak ? tag.dropFirst(2) : tag
       guard text.count >= 2, text.first == "\"", text.last == "\"" else {
-        throw Problem(.badRequest, "invalid_condition", "If-Match and If-None-Match take * or tags in quotes.")
+        throw Problem(.invalidCondition, "If-Match and If-None-Match take * or tags in quotes.")
       }
       tags.append(isWeak && !weak ? "" : String(text))
     }
@@ -131,6 +123,32 @@ public struct FilesAPI: Sendable {
   }
 
   // MARK: Reading
+
+  /// How a file or folder is to be shown.
+  struct ReadQuery {
+    var limit: Int
+    var cursor: DirectoryListing.Cursor?
+    var wantsJSON: Bool?
+    var isDownload: Bool
+
+    init(_ request: Request, _ configuration: FilesConfiguration) throws(Problem) {
+      let query = try QueryFields(request, known: ["cursor", "download", "format", "limit"])
+      limit = try query.integer("limit", in: 1...configuration.maximumPageLength) ?? configuration.pageLength
+      if let text = try query.text("cursor") {
+        guard let place = DirectoryListing.Cursor(text: text) else {
+          throw QueryFields.invalid("cursor", "is not one that a listing gave")
+        }
+        cursor = place
+      }
+      wantsJSON = try query.choice("format", Format.self).map { $0 == .json }
+      isDownload = try query.boolean("download") ?? false
+    }
+
+    private enum Format: String, CaseIterable {
+      case json
+      case html
+    }
+  }
 
   private func get(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
@@ -151,6 +169,7 @@ public struct FilesAPI: Sendable {
     _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base,
     shown: RelativePath? = nil
   ) async throws -> Response {
+    let query = try ReadQuery(request, configuration)
     let status: FileStatus
     if let known = workspaces.statusIfCached(path, of: id) {
       status = known
@@ -162,15 +181,15 @@ public struct FilesAPI: Sendable {
     case .special: throw FileError.special
     case .file:
       if endsWithSlash { throw FileError.notADirectory }
-      return try send(path, of: id, request)
+      return send(path, of: id, query)
     case .directory:
-      return try await list(path, of: id, request, base, shown ?? path)
+      return try await list(path, of: id, request, query, base, shown ?? path)
     }
   }
 
-  private func send(_ path: RelativePath, of id: UUID, _ request: Request) throws(Problem) -> Response {
+  private func send(_ path: RelativePath, of id: UUID, _ query: ReadQuery) -> Response {
     let type = MediaType(forName: path.name)
-    let isInline = try !flag("download", request) && type.isInline
+    let isInline = !query.isDownload && type.isInline
     return Response(
       status: .ok,
       headers: [
@@ -182,34 +201,13 @@ public struct FilesAPI: Sendable {
   }
 
   private func list(
-    _ path: RelativePath, of id: UUID, _ request: Request, _ base: ListingPage.Base, _ shown: RelativePath
+    _ path: RelativePath, of id: UUID, _ request: Request, _ query: ReadQuery, _ base: ListingPage.Base,
+    _ shown: RelativePath
   ) async throws -> Response {
-    let parameters = request.uri.queryParameters
-    var limit = configuration.pageLength
-    if let text = parameters["limit"] {
-      guard let number = Int(text), (1...configuration.maximumPageLength).contains(number) else {
-        throw Problem(
-          .badRequest, "invalid_parameter",
-          "The parameter limit must be a number from 1 to \(configuration.maximumPageLength).")
-      }
-      limit = number
-    }
-    var cursor: DirectoryListing.Cursor?
-    if let text = parameters["cursor"] {
-      guard let place = DirectoryListing.Cursor(text: text) else {
-        throw Problem(.badRequest, "invalid_parameter", "The parameter cursor is not one that a listing gave.")
-      }
-      cursor = place
-    }
-    let wantsJSON =
-      switch parameters["format"] {
-      case nil: request.headers[.accept].map(Self.prefersJSON) ?? false
-      case "json": true
-      case "html": false
-      default: throw Problem(.badRequest, "invalid_parameter", "The parameter format must be json or html.")
-      }
-    let listing = try await workspaces.list(path, of: id, after: cursor, limit: limit)
-    let page = ListingPage(base: base, path: shown, listing: listing, isFirst: cursor == nil, limit: limit)
+    let wantsJSON = query.wantsJSON ?? request.headers[.accept].map(Self.prefersJSON) ?? false
+    let listing = try await workspaces.list(path, of: id, after: query.cursor, limit: query.limit)
+    let page = ListingPage(
+      base: base, path: shown, listing: listing, isFirst: query.cursor == nil, limit: query.limit)
     return Response(
       status: .ok,
       headers: [
@@ -243,13 +241,13 @@ public struct FilesAPI: Sendable {
     let id = try await session(context)
     let (path, endsWithSlash) = try filePath(request, context)
     guard !path.isRoot, !endsWithSlash else {
-      throw Problem(.badRequest, "invalid_path", "The path names a folder; a file's name doesn't end with a slash.")
+      throw Problem(.invalidPath, "The path names a folder; a file's name doesn't end with a slash.")
     }
     if let coding = request.headers[.contentEncoding], coding.lowercased() != "identity" {
-      throw Problem(.unsupportedMediaType, "content_encoding", "A file must be sent without a Content-Encoding.")
+      throw Problem(.contentEncoding, "A file must be sent without a Content-Encoding.")
     }
     guard request.headers[.contentRange] == nil else {
-      throw Problem(.badRequest, "content_range", "A part of a file can't be put; see the route for uploads in parts.")
+      throw Problem(.contentRange, "A part of a file can't be put; see the route for uploads in parts.")
     }
     let (isNew, status) = try await workspaces.put(
       try body(context), at: path, of: id, conditions: try conditions(request),
@@ -262,11 +260,12 @@ public struct FilesAPI: Sendable {
   private func delete(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let (path, _) = try filePath(request, context)
+    let isRecursive = try QueryFields(request, known: ["recursive"]).boolean("recursive") ?? false
     guard !path.isRoot else {
-      throw Problem(.forbidden, "permission_denied", "The workspace itself goes when its session is deleted.")
+      throw Problem(.filePermissionDenied, "The workspace itself goes when its session is deleted.")
     }
     try await workspaces.delete(
-      path, of: id, isRecursive: try flag("recursive", request), conditions: try conditions(request))
+      path, of: id, isRecursive: isRecursive, conditions: try conditions(request))
     return Response(status: .noContent)
   }
 
@@ -367,7 +366,7 @@ enum ContentDigest {
   }
 
   private static var malformed: Problem {
-    Problem(.badRequest, "invalid_digest", "Content-Digest must look like sha-256=:BASE64: .")
+    Problem(.invalidDigest, "Content-Digest must look like sha-256=:BASE64: .")
   }
 }
 

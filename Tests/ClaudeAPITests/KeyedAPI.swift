@@ -1,0 +1,79 @@
+import Foundation
+import HTTPTypes
+import Hummingbird
+import JSONSupport
+import Logging
+import NIOCore
+import SQLiteStore
+import SessionTestSupport
+import Sessions
+import TestSupport
+import Testing
+
+@testable import ClaudeAPI
+@testable import HummingbirdFastCGI
+
+/// The API with keys and files on a real store, asked without a transport.
+struct KeyedAPI: Sendable {
+  let api: API
+  let responder: RouterResponder<API.Context>
+  let store: SQLiteSessionStore
+
+  /// The OpenAPI document.
+  var document: JSONValue { OpenAPIDocument(routes: api.routes.entries, version: "1").json }
+
+  func send(
+    _ method: HTTPRequest.Method, _ path: String, key: String? = nil, headers: HTTPFields = [:],
+    from address: String? = "127.0.0.1", body: JSONValue? = nil
+  ) async throws -> (status: Int, headers: HTTPFields, text: String) {
+    var fields = headers
+    if let key { fields[.authorization] = "Bearer \(key)" }
+    if body != nil { fields[.contentType] = "application/json" }
+    let request = Request(
+      head: HTTPRequest(method: method, scheme: "http", authority: "localhost", path: path, headerFields: fields),
+      body: RequestBody(buffer: ByteBuffer(bytes: body?.encoded() ?? [])))
+    let source = FastCGIRequestContextSource(
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
+      parameters: CGIParameters(address.map { [("REMOTE_ADDR", $0)] } ?? []))
+    let response = try await responder.respond(to: request, context: API.Context(source: source))
+    let writer = Text()
+    if response.headers[.contentType] != "text/event-stream" { try await response.body.write(writer) }
+    return (response.status.code, response.headers, writer.text)
+  }
+
+  func key(
+    _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
+  ) async throws -> KeySecret {
+    let secret = KeySecret()
+    try await store.addKey(
+      APIKey(
+        id: secret.id, name: "test", role: role, sessionID: session, digest: secret.digest, createdAt: .now(),
+        expiresAt: expiresAt))
+    return secret
+  }
+
+  func newSession(_ key: KeySecret?) async throws -> UUID {
+    let answer = try await send(.post, "/sessions", key: key?.text, body: [:])
+    let id = try JSONValue(parsing: answer.text.utf8)["session"]?["id"]?.stringValue
+    return try #require(id.flatMap { UUID(uuidString: $0) }, "\(answer.text)")
+  }
+}
+
+private final class Text: ResponseBodyWriter {
+  private(set) var text = ""
+  func write(_ buffer: ByteBuffer) async throws { text += String(buffer: buffer) }
+  func finish(_: HTTPFields?) async throws {}
+}
+
+func withAPI(_ body: (KeyedAPI) async throws -> Void) async throws {
+  try await withTemporaryDirectory { directory in
+    let store = try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/s/store.sqlite"))
+    try await withService(store: store) { service, workspaces in
+      let api = API(
+        service: service, configuration: APIConfiguration(version: "1", model: .demo), keys: store,
+        files: FilesAPI(service: service, workspaces: workspaces))
+      try await body(KeyedAPI(api: api, responder: api.responder(), store: store))
+    }
+    await store.close()
+  }
+}
