@@ -109,8 +109,8 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "ClaudeRunner", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox", "Sessions",
-        "Workspaces", argumentParser,
+        "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox",
+        "Sessions", "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
         logging, serviceLifecycle, unixSignals,

@@ -1,6 +1,7 @@
 import Crypto
 import HTTPTypes
 import Hummingbird
+import JSONSupport
 import NIOCore
 import Synchronization
 

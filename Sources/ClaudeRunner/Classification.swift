@@ -22,6 +22,11 @@ enum Classification {
     case "error_max_structured_output_retries": return failure(.structuredOutputMissing, text)
     default: break
     }
+    let denied = Set(partial.permissionDenials.compactMap { $0["tool_name"]?.stringValue }).sorted()
+    let deniedTools = denied.isEmpty ? "a tool" : denied.joined(separator: ", ")
+    if result["stopped_by_permission_check"]?.boolValue == true {
+      return failure(.permissionDenied, "A permission check ended the turn; it had denied \(deniedTools).")
+    }
     if reason.hasPrefix("aborted") { return failure(.interrupted, "The turn was interrupted.") }
     switch result["api_error_status"]?.intValue {
     case 401, 403: return failure(.modelAuthFailed, text)
@@ -45,6 +50,7 @@ enum Classification {
     if text.hasPrefix("Invalid API key") { return failure(.modelAuthFailed, text) }
     if text.hasPrefix("Request timed out") { return failure(.modelTimeout, text) }
     if reason == "api_error" || text.hasPrefix("API Error") { return failure(.modelError, text) }
+    if !denied.isEmpty { return failure(.permissionDenied, "\(text) The use of \(deniedTools) had been denied.") }
     return failure(.turnFailed, text)
   }
 
@@ -61,15 +67,22 @@ enum Classification {
     return "The CLI reported an error without saying which."
   }
 
+  /// Whether a process says at its end that it got no memory, as the runtimes of JavaScript do.
+  private static func saysOutOfMemory(_ errorOutput: String) -> Bool {
+    let end = errorOutput.suffix(4000).lowercased()
+    return ["out of memory", "cannot allocate memory"].contains { end.contains($0) }
+  }
+
   /// What a process that ended on its own died of.
   static func failure(
     ofExit exit: ClaudeExit, errorOutput: String, partial: ClaudeTurnResult?, wasOutOfMemory: Bool
   ) -> ClaudeFailure {
     let tail = errorOutput.split(separator: "\n").last.map { ": \($0.prefix(300))" } ?? "."
     // A sandbox reports the signal that its command died of as a status.
-    if exit == .signal(9) || exit == .code(128 + 9), wasOutOfMemory {
+    let wasKilled = exit == .signal(9) || exit == .code(128 + 9)
+    if wasKilled && wasOutOfMemory || saysOutOfMemory(errorOutput) {
       return ClaudeFailure(
-        .outOfMemory, "The system killed the Claude Code CLI for want of memory.", exit: exit,
+        .outOfMemory, "The Claude Code CLI ended for want of memory\(tail)", exit: exit,
         errorOutput: errorOutput, partial: partial)
     }
     return ClaudeFailure(

@@ -37,6 +37,8 @@ public struct ClaudeFailure: Error, Sendable {
     case killed
     /// The waiting caller gave up before the turn began.
     case cancelled
+    /// The turn came to nothing because a tool call was not permitted.
+    case permissionDenied = "permission_denied"
     /// The session already has a turn in flight.
     case busy
     /// The runner is shutting down.

@@ -605,7 +605,9 @@ actor ClaudeProcess {
         turn?.retryAfter = .seconds((milliseconds / 1000).rounded(.up))
       }
     case .rateLimit:
-      if let reset = message.json["rate_limit_info"]?["resetsAt"]?.doubleValue {
+      // The CLI also tells of limits that are far from being reached.
+      let info = message.json["rate_limit_info"]
+      if info?["status"]?.stringValue == "rejected", let reset = info?["resetsAt"]?.doubleValue {
         turn?.retryAfter = .seconds(max(1, reset - Double(time(nil))))
       }
     default: break

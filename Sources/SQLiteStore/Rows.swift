@@ -29,7 +29,7 @@ struct TurnRow {
   static let columns = """
     turns.position, turns.session, sessions.id, turns.id, turns.number, turns.prompt, turns.options, \
     turns.owner, turns.state, turns.created_at, turns.started_at, turns.finished_at, turns.result, \
-    turns.structured_output, turns.failure_code, turns.failure_detail, turns.failure_status, \
+    turns.structured_output, turns.failure_code, turns.failure_detail, \
     turns.failure_retry_after, turns.input_tokens, turns.output_tokens, turns.cache_read_tokens, \
     turns.cache_creation_tokens, turns.cost_usd, turns.duration_ms, turns.model_turns, \
     sessions.deleted_at IS NOT NULL
@@ -51,23 +51,22 @@ struct TurnRow {
       state: try row.state(8), createdAt: try row.timestamp(9), startedAt: try row.timestampOrNil(10),
       finishedAt: try row.timestampOrNil(11), result: try row.freeTextOrNil(12),
       structuredOutput: try row.stringOrNil(13), failure: try Self.failure(row),
-      usage: try Self.usage(row), costUSD: try row.decode(Double?.self, atIndex: 22),
-      durationMilliseconds: try row.integerOrNil(23), modelTurns: try row.integerOrNil(24).map { Int($0) })
-    isInDeletion = try row.flag(25)
+      usage: try Self.usage(row), costUSD: try row.decode(Double?.self, atIndex: 21),
+      durationMilliseconds: try row.integerOrNil(22), modelTurns: try row.integerOrNil(23).map { Int($0) })
+    isInDeletion = try row.flag(24)
   }
 
   private static func failure(_ row: Row) throws -> TurnFailure? {
     guard let code = try row.freeTextOrNil(14) else { return nil }
     return TurnFailure(
-      code: code, detail: try row.freeText(15), status: try row.integerOrNil(16).map { Int($0) },
-      retryAfter: try row.integerOrNil(17).map { Int($0) })
+      code: code, detail: try row.freeText(15), retryAfter: try row.integerOrNil(16).map { Int($0) })
   }
 
   private static func usage(_ row: Row) throws -> TokenUsage? {
-    guard let input = try row.integerOrNil(18) else { return nil }
+    guard let input = try row.integerOrNil(17) else { return nil }
     return TokenUsage(
-      inputTokens: input, outputTokens: try row.integer(19), cacheReadTokens: try row.integer(20),
-      cacheCreationTokens: try row.integer(21))
+      inputTokens: input, outputTokens: try row.integer(18), cacheReadTokens: try row.integer(19),
+      cacheCreationTokens: try row.integer(20))
   }
 }
 

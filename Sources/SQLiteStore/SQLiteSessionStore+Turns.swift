@@ -160,14 +160,14 @@ extension Database {
     try run(
       """
       UPDATE turns SET state = ?, finished_at = ?, result = CAST(? AS TEXT), structured_output = ?,
-        failure_code = CAST(? AS TEXT), failure_detail = CAST(? AS TEXT), failure_status = ?,
+        failure_code = CAST(? AS TEXT), failure_detail = CAST(? AS TEXT),
         failure_retry_after = ?, input_tokens = ?, output_tokens = ?, cache_read_tokens = ?,
         cache_creation_tokens = ?, cost_usd = ?, duration_ms = ?, model_turns = ?
       WHERE position = ?
       """,
       [
         turn.state.rawValue, turn.finishedAt?.microseconds, freeText(turn.result), turn.structuredOutput,
-        freeText(turn.failure?.code), freeText(turn.failure?.detail), turn.failure?.status,
+        freeText(turn.failure?.code), freeText(turn.failure?.detail),
         turn.failure?.retryAfter, turn.usage?.inputTokens, turn.usage?.outputTokens,
         turn.usage?.cacheReadTokens, turn.usage?.cacheCreationTokens, turn.costUSD,
         turn.durationMilliseconds, turn.modelTurns, row.position,

@@ -8,6 +8,10 @@ enum Schema {
     var migrator = DatabaseMigrator()
     migrator.registerMigration("001-sessions") { try $0.execute(sql: sessions) }
     migrator.registerMigration("002-keys") { try $0.execute(sql: keys) }
+    // The code of a failure decides its status.
+    migrator.registerMigration("003-failure-status") {
+      try $0.execute(sql: "ALTER TABLE turns DROP COLUMN failure_status")
+    }
     return migrator
   }
 

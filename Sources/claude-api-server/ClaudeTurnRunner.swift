@@ -94,7 +94,7 @@ extension TurnRunFailure {
 
   fileprivate init(_ failure: ClaudeFailure) {
     if let refusal = Self.schemaRefusal(failure.errorOutput) {
-      self.init(TurnFailure(code: "invalid_output_schema", detail: refusal, status: 422))
+      self.init(TurnFailure(code: "invalid_output_schema", detail: refusal))
       return
     }
     var detail = failure.message
@@ -105,7 +105,7 @@ extension TurnRunFailure {
     let partialText = failure.partial.flatMap { $0.text.isEmpty ? nil : $0.text }
     self.init(
       TurnFailure(
-        code: failure.code.rawValue, detail: detail, status: failure.code.httpStatus,
+        code: failure.code.rawValue, detail: detail,
         retryAfter: failure.code.httpRetryAfter(failure.retryAfter)),
       isInterruption: failure.code == .interrupted || failure.code == .shuttingDown,
       partialText: partialText, accounts: failure.partial.map(TurnAccounts.init) ?? TurnAccounts())
@@ -122,22 +122,6 @@ extension TurnRunFailure {
 }
 
 extension ClaudeFailure.Code {
-  /// The status of an answer whose turn failed so.
-  var httpStatus: Int {
-    switch self {
-    case .cliMissing, .cliNotExecutable, .cliIncompatible, .startFailed, .overloaded, .shuttingDown: 503
-    case .crashed, .cliProtocolError, .lineTooLong, .outOfMemory, .notLoggedIn, .modelAuthFailed, .modelError,
-      .conversationLost, .structuredOutputMissing, .turnFailed:
-      502
-    case .modelTimeout, .stalled, .turnTimeout, .postResultHang: 504
-    case .rateLimited: 429
-    case .budgetExhausted: 402
-    case .maxTurns: 422
-    case .interrupted, .busy, .cancelled: 409
-    case .killed: 410
-    }
-  }
-
   /// Seconds after which another try makes sense; for some failures also if nobody said when.
   func httpRetryAfter(_ known: Duration?) -> Int? {
     if let known { return max(1, Int(known.components.seconds)) }

@@ -48,12 +48,12 @@ struct Responder {
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
+    let api = API(
+      service: service, configuration: apiConfiguration, keys: keys,
+      files: FilesAPI(service: service, workspaces: workspaces))
     let server = FastCGIServer(
-      responder: API(
-        service: service, configuration: apiConfiguration,
-        keys: WatchedKeyStore(store, stateDirectory: configuration.stateDirectory),
-        files: FilesAPI(service: service, workspaces: workspaces)
-      ).responder(),
+      responder: api.responder(),
       configuration: transportConfiguration, logger: logger,
       onListening: {
         // Only now is it certain that no other responder uses this state.
@@ -65,33 +65,48 @@ struct Responder {
             "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
         }
-        examination.withLock { $0 = Task { await report(runner) } }
+        examination.withLock { $0 = Task { [runnerConfiguration] in await report(runner, runnerConfiguration) } }
         logger.info(
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
       })
     try await ServiceGroup(
       // They are stopped from the last to the first.
-      services: [server, StreamEnd(service: service)], gracefulShutdownSignals: [.sigterm, .sigint],
+      services: [
+        server, StreamEnd(service: service),
+        StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+      ],
+      gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
     logger.info("Stopping")
-    examination.withLock { $0?.cancel() }
+    let examining = examination.withLock { $0 }
+    examining?.cancel()
     await service.shutdown()
     await runner.shutdown(grace: .seconds(5))
+    await examining?.value
     await store.close()
     logger.info("Stopped")
   }
 
   /// Says at start what would otherwise be found out by the first message.
-  private func report(_ runner: ClaudeRunner) async {
-    do throws(ClaudeFailure) {
+  private func report(_ runner: ClaudeRunner, _ configuration: ClaudeRunnerConfiguration) async {
+    do {
       let probe = try await runner.probe()
       logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
+      let rehearsal = Rehearsal(
+        configuration: configuration, stateDirectory: self.configuration.stateDirectory, probe: probe)
+      if try await rehearsal.run() {
+        logger.info("The CLI does all that is needed of it", metadata: ["version": "\(probe.version)"])
+      }
     } catch {
       guard !Task.isCancelled else { return }
+      let failure = error as? ClaudeFailure
       logger.warning(
         "The CLI can't be used; messages will fail until this is put right",
-        metadata: ["code": "\(error.code.rawValue)", "reason": "\(error.message)"])
+        metadata: [
+          "code": "\(failure?.code.rawValue ?? ClaudeFailure.Code.startFailed.rawValue)",
+          "reason": "\(failure?.message ?? "\(error)")",
+        ])
     }
   }
 
@@ -113,6 +128,9 @@ struct Responder {
     runner.startTimeout = configuration.startTimeout
     runner.turnTimeout = configuration.turnTimeout
     runner.stallTimeout = configuration.stallTimeout
+    runner.resultTimeout = configuration.resultTimeout
+    runner.modelTimeout = configuration.modelTimeout
+    runner.modelRetries = configuration.modelRetries
     runner.lineLimit = configuration.lineLimit
     return runner
   }
@@ -145,5 +163,18 @@ private struct StreamEnd: Service {
   func run() async throws {
     defer { service.endStreams() }
     try await gracefulShutdown()
+  }
+}
+
+/// Runs a ``StreamRevocation`` until the end.
+private struct StreamRevocationService: Service {
+  let revocation: StreamRevocation
+
+  init(_ revocation: StreamRevocation) {
+    self.revocation = revocation
+  }
+
+  func run() async throws {
+    await cancelWhenGracefulShutdown { await revocation.run() }
   }
 }

@@ -17,6 +17,9 @@ struct ServerConfiguration: Sendable {
   var startTimeout: Duration
   var turnTimeout: Duration
   var stallTimeout: Duration
+  var resultTimeout: Duration
+  var modelTimeout: Duration
+  var modelRetries: Int
   var lineLimit: Int
   var queueLength: Int
   var maximumBody: Int
@@ -83,6 +86,15 @@ struct ServerConfiguration: Sendable {
     static let stallTimeout = Setting(
       key: "claude.stall-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "15m",
       summary: "how long the CLI may be silent during a turn")
+    static let resultTimeout = Setting(
+      key: "claude.result-timeout", kind: .duration(.seconds(1)...(.seconds(3600))), defaultText: "1m",
+      summary: "how long the CLI may take to end a turn when the model has finished")
+    static let modelTimeout = Setting(
+      key: "claude.model-timeout", kind: .duration(.seconds(1)...(.seconds(86_400))), defaultText: "10m",
+      summary: "how long the CLI waits for the model to begin an answer")
+    static let modelRetries = Setting(
+      key: "claude.model-retries", kind: .integer(0...15), defaultText: "4",
+      summary: "how often the CLI tries a failed request to the model again; the pauses double from 0.5 s")
     static let lineLimit = Setting(
       key: "claude.line-limit", kind: .integer(65_536...1_073_741_824), defaultText: "67108864",
       summary: "bytes of one line of the CLI's output")
@@ -126,7 +138,8 @@ struct ServerConfiguration: Sendable {
     static let all = [
       stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
       maximumProcesses,
-      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
+      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries,
+      lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
       sandboxGroups, logLevel,
@@ -152,6 +165,9 @@ struct ServerConfiguration: Sendable {
     startTimeout = try settings.duration(Row.startTimeout) ?? .seconds(30)
     turnTimeout = try settings.duration(Row.turnTimeout) ?? .seconds(3600)
     stallTimeout = try settings.duration(Row.stallTimeout) ?? .seconds(15 * 60)
+    resultTimeout = try settings.duration(Row.resultTimeout) ?? .seconds(60)
+    modelTimeout = try settings.duration(Row.modelTimeout) ?? .seconds(600)
+    modelRetries = try settings.integer(Row.modelRetries) ?? 4
     lineLimit = try settings.integer(Row.lineLimit) ?? 64 << 20
     queueLength = try settings.integer(Row.queueLength) ?? 16
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20

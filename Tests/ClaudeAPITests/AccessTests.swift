@@ -124,6 +124,47 @@ import Testing
     }
   }
 
+  // MARK: Streams
+
+  /// What a change of a key does to a stream that was opened with it, and to one of another key.
+  @Test(arguments: ["revoked", "rotated", "expired"])
+  func aStreamEndsWithItsKey(_ end: String) async throws {
+    try await withAPI { fixture in
+      try await withRevocation(fixture) {
+        let expiry: Timestamp? = end == "expired" ? Timestamp.now().advanced(by: .seconds(2)) : nil
+        let (key, admin) = (try await fixture.key(.user, expiresAt: expiry), try await fixture.key(.admin))
+        let session = try await fixture.newSession(key)
+        let ended = try await fixture.stream(session, key: key)
+        let lasting = try await fixture.stream(session, key: admin)
+        _ = await ended.entries { $0.retry != nil }
+        switch end {
+        case "revoked": _ = try await fixture.store.revokeKey(key.id, at: .now())
+        case "rotated": _ = try await fixture.store.replaceKeyDigest(key.id, with: KeySecret(id: key.id).digest)
+        default: break
+        }
+        let last = await ended.entries().last
+        #expect(last?.comment == "the key is not valid any more")
+        #expect(fixture.api.service.hub.readerCount == 1)
+        await lasting.close()
+        await ended.close()
+        #expect(fixture.api.service.hub.readerCount == 0)
+      }
+    }
+  }
+
+  @Test func theFirstKeyEndsTheStreamsThatHaveNone() async throws {
+    try await withAPI { fixture in
+      try await withRevocation(fixture) {
+        let session = try await fixture.newSession(nil)
+        let stream = try await fixture.stream(session, key: nil)
+        _ = await stream.entries { $0.retry != nil }
+        _ = try await fixture.key(.admin)
+        #expect(await stream.entries().last?.comment == "the key is not valid any more")
+        await stream.close()
+      }
+    }
+  }
+
   @Test func keysAreReadFromEitherHeader() async throws {
     try await withAPI { fixture in
       let key = try await fixture.key(.user)

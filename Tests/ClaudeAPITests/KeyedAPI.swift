@@ -41,6 +41,20 @@ struct KeyedAPI: Sendable {
     return (response.status.code, response.headers, writer.text)
   }
 
+  func stream(_ session: UUID, key: KeySecret?) async throws -> StreamReader {
+    var fields: HTTPFields = [.accept: "text/event-stream"]
+    if let key { fields[.authorization] = "Bearer \(key.text)" }
+    let request = Request(
+      head: HTTPRequest(
+        method: .get, scheme: "http", authority: "localhost", path: "/sessions/\(session.lowercaseString)/events",
+        headerFields: fields),
+      body: RequestBody(buffer: ByteBuffer()))
+    let source = FastCGIRequestContextSource(
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
+      parameters: CGIParameters([("REMOTE_ADDR", "127.0.0.1")]))
+    return StreamReader(try await responder.respond(to: request, context: API.Context(source: source)).body)
+  }
+
   func key(
     _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
   ) async throws -> KeySecret {

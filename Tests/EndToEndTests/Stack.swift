@@ -4,7 +4,9 @@ import JSONSupport
 import NIOCore
 import NIOFoundationCompat
 import NIOHTTP1
+import Synchronization
 import TestSupport
+import Testing
 
 /// The whole system in a directory of its own: demo model, responder, nginx.
 final class Stack: Sendable {
@@ -23,6 +25,7 @@ final class Stack: Sendable {
   let modelURL: String
   private let cli: CLI
   private let settings: [String: String]
+  private let hasModel: Bool
   private let responderBox = ResponderBox()
 
   private actor ResponderBox {
@@ -33,20 +36,24 @@ final class Stack: Sendable {
   /// The real CLI, if the environment names it; scripts/test does.
   static let realCLI: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
 
-  private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String]) {
+  private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool)
+  {
     self.directory = directory
     self.nginx = nginx
     self.modelURL = modelURL
     self.cli = cli
     self.settings = settings
+    self.hasModel = hasModel
   }
 
   /// Runs `body` with the system, and ends all of it afterwards.
   ///
-  /// - Parameter settings: flags of the responder without their dashes.
+  /// - Parameters:
+  ///   - settings: flags of the responder without their dashes.
+  ///   - hasModel: whether the CLI is given a model; without one it has no credentials either.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
-    _ body: (Stack) async throws -> T
+    hasModel: Bool = true, _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
     await Gate.shared.enter()
@@ -58,7 +65,8 @@ final class Stack: Sendable {
       ) { model in
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
         return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
-          let stack = Stack(directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings)
+          let stack = Stack(
+            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel)
           do {
             try await stack.startResponder()
             let result = try await body(stack)
@@ -128,7 +136,7 @@ final class Stack: Sendable {
     flags["state-dir"] = stateDirectory
     flags["workspace-root"] = workspaceRoot
     flags["socket-path"] = directory + "/s/r.sock"
-    flags["demo-model-url"] = modelURL
+    if hasModel { flags["demo-model-url"] = modelURL }
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")
@@ -144,7 +152,13 @@ final class Stack: Sendable {
     await responderBox.set(child)
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
-      if let answer = try? await get("/healthz"), answer.status == 200 { return }
+      if let answer = try? await get("/healthz"), answer.status == 200 {
+        if Self.contract.withLock({ $0 == nil }) {
+          let document = try await get("/openapi.json").json
+          Self.contract.withLock { $0 = Contract(document) }
+        }
+        return
+      }
       try await Task.sleep(for: .milliseconds(10))
     }
     throw Failure("the responder did not become healthy")
@@ -203,12 +217,33 @@ final class Stack: Sendable {
     request.headers = headers
     if let body { request.body = .bytes(body) }
     let response = try await HTTPClient.shared.execute(request, timeout: timeout)
-    return Answer(
+    let answer = Answer(
       status: Int(response.status.code), headers: response.headers,
       body: Array(buffer: try await response.body.collect(upTo: 256 << 20)))
+    let objections = Self.contract.withLock { $0 }?.objections(
+      to: method.rawValue, path, status: answer.status, headers: answer.headers.map { ($0.name, $0.value) },
+      body: answer.body)
+    for objection in objections ?? [] { Issue.record("Not as the OpenAPI document has it: \(objection)") }
+    return answer
   }
 
+  /// What the running version says of itself, against which every answer is held.
+  private static let contract = Mutex<Contract?>(nil)
+
   // MARK: Shortcuts
+
+  /// Makes a key of an administrator, without which nothing is answered from then on.
+  func makeKey() async throws -> String {
+    let output = directory + "/key"
+    let exit = try await TestSupport.run(
+      [
+        Self.product("claude-api-server"), "keys", "create", "--state-dir", stateDirectory, "--name", "test", "--role",
+        "admin",
+      ], output: output)
+    let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
+    guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }
+    return key
+  }
 
   /// Creates a session and returns its id.
   func createSession() async throws -> String {

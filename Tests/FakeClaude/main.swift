@@ -197,6 +197,38 @@ func hang(untilInterrupt: Bool) {
   exit(0)
 }
 
+/// What the server's rehearsal wants to see: a tool call, the question for permission, its result.
+func callTool(_ prompt: String) {
+  let input = (try? JSONValue(parsing: prompt.dropFirst("[[tool Bash ".count).dropLast(2).utf8)) ?? [:]
+  emit(["type": "stream_event", "event": ["type": "message_start", "message": ["id": "m1"]]])
+  emit([
+    "type": "assistant", "session_id": .string(sessionID),
+    "message": [
+      "role": "assistant", "model": .string(model),
+      "content": [["type": "tool_use", "id": "t1", "name": "Bash", "input": input]],
+    ],
+  ])
+  var text = "denied"
+  if flag("permission-prompt-tool") != nil {
+    emit([
+      "type": "control_request", "request_id": "ask-1",
+      "request": ["subtype": "can_use_tool", "tool_name": "Bash", "input": input, "tool_use_id": "t1"],
+    ])
+    while let message = readMessage() {
+      if message["type"] == "control_response" {
+        text = input["command"]?.stringValue ?? ""
+        break
+      }
+      if handleControl(message) { return abort() }
+    }
+  }
+  emit([
+    "type": "user",
+    "message": ["role": "user", "content": [["type": "tool_result", "tool_use_id": "t1", "content": .string(text)]]],
+  ])
+  finish(text)
+}
+
 func perform(_ prompt: String) {
   let words = prompt.dropFirst(5).split(separator: " ").map(String.init)
   let number = words.count > 1 ? Int(words[1]) ?? 0 : 0
@@ -300,6 +332,26 @@ func perform(_ prompt: String) {
     ])
     finish(
       "API Error: 429", ["is_error": true, "api_error_status": 429, "terminal_reason": "api_error"])
+  case "limited":
+    emit([
+      "type": "rate_limit_event", "session_id": .string(sessionID),
+      "rate_limit_info": ["status": "rejected", "resetsAt": .int(Int64(time(nil) + number))],
+    ])
+    finish(
+      "API Error: 429", ["is_error": true, "api_error_status": 429, "terminal_reason": "api_error"])
+  case "chatter":
+    while true {
+      say("and on")
+      usleep(50_000)
+    }
+  case "forbidden":
+    finish(
+      "",
+      [
+        "is_error": true, "subtype": "error_during_execution", "terminal_reason": "aborted_tools",
+        "stopped_by_permission_check": true, "errors": ["[ede_diagnostic]"],
+        "permission_denials": [["tool_name": "Bash", "tool_use_id": "t1", "tool_input": ["command": "rm x"]]],
+      ])
   case "login":
     finish("Not logged in · Please run /login", ["is_error": true, "terminal_reason": "api_error"])
   case "subtype": finish("", ["is_error": true, "subtype": .string(words[1]), "errors": ["scripted"]])
@@ -347,6 +399,8 @@ while let message = readMessage() {
     ])
     if prompt.hasPrefix("fake:") {
       perform(prompt)
+    } else if prompt.hasPrefix("[[tool Bash ") {
+      callTool(prompt)
     } else {
       let text = "\(prompts.count): " + prompts.joined(separator: " | ")
       say(text)

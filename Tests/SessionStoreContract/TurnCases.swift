@@ -83,7 +83,7 @@ let turnCases: [ContractCase] = [
 @Sendable private func aFailureIsKeptWithAllItsParts(_ store: any SessionStore) async throws {
   let session = try await store.addSession()
   let turn = try await store.addRunningTurn(session)
-  let failure = TurnFailure(code: "rate_limited", detail: "Try later.", status: 429, retryAfter: 60)
+  let failure = TurnFailure(code: "rate_limited", detail: "Try later.", retryAfter: 60)
   _ = try await store.finishTurn(
     turn.id, TurnOutcome(state: .failed, finishedAt: time(3), failure: failure))
   #expect(try await store.turn(turn.id).failure == failure)

@@ -31,7 +31,7 @@ import Testing
         await say(CLIMessages.assistant([CLIMessages.text("so far")], id: "m"))
         do { try await Task.sleep(for: .seconds(600)) } catch {
           throw TurnRunFailure(
-            TurnFailure(code: "interrupted", detail: "", status: 409), isInterruption: true, partialText: "so far")
+            TurnFailure(code: "interrupted", detail: ""), isInterruption: true, partialText: "so far")
         }
       }
       return TurnResult(text: "done")

@@ -82,19 +82,16 @@ public struct Turn: Hashable, Sendable, Identifiable {
 
 /// Why a turn didn't complete, in the form in which clients see it.
 public struct TurnFailure: Hashable, Codable, Sendable {
-  /// A stable word such as `rate_limited`.
+  /// A stable word such as `rate_limited`, which also decides the status of an answer.
   public var code: String
   /// A sentence for a person.
   public var detail: String
-  /// The HTTP status that a waiting client gets.
-  public var status: Int?
   /// Seconds after which a new attempt makes sense.
   public var retryAfter: Int?
 
-  public init(code: String, detail: String, status: Int? = nil, retryAfter: Int? = nil) {
+  public init(code: String, detail: String, retryAfter: Int? = nil) {
     self.code = code
     self.detail = detail
-    self.status = status
     self.retryAfter = retryAfter
   }
 }
@@ -106,7 +103,7 @@ extension TurnFailure {
 
   /// The failure of a turn that was taken out of its queue.
   public static let cancelled = TurnFailure(
-    code: "cancelled", detail: "The message was taken out of the queue before its turn came.", status: 409)
+    code: "cancelled", detail: "The message was taken out of the queue before its turn came.")
 }
 
 /// Tokens that a turn used, as the CLI reports them.

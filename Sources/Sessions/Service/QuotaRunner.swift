@@ -111,7 +111,6 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
         "too much"
       }
     return TurnFailure(
-      code: "quota_exceeded", detail: "The turn was stopped: the workspace holds \(what). Delete files to go on.",
-      status: 507)
+      code: "quota_exceeded", detail: "The turn was stopped: the workspace holds \(what). Delete files to go on.")
   }
 }
