@@ -147,6 +147,7 @@ let package = Package(
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
         .product(name: "NIOHTTP1", package: "swift-nio"),
       ],
+      exclude: ["Contract"],
       swiftSettings: swiftSettings),
     .executableTarget(
       name: "fake-claude", dependencies: ["JSONSupport"], path: "Tests/FakeClaude",

@@ -27,7 +27,7 @@ extension API {
     let limit = try query.integer("limit", in: 1...1000)
     let isStream = try query.boolean("stream") ?? AnswerPreference.acceptsEventStream(request.headers)
     let last = try await service.lastSequence(of: id)
-    let after = try Self.cursor(isStream ? request.headers[.lastEventID] : nil, query, last: last)
+    let after = try Self.cursor(request.headers[.lastEventID], query, last: last)
     if isStream {
       if limit != nil { throw QueryFields.invalid("limit", "is for pages; a stream has no limit") }
       return Self.eventStream(

@@ -154,7 +154,7 @@ extension ProblemCode {
     case .invalidParameter: .init(400, "A query parameter has a value that it can't have.")
     case .unknownParameter: .init(400, "There is no query parameter of this name here.")
     case .invalidCursor: .init(400, "`Last-Event-ID` is not the number of an event.")
-    case .unknownCursor: .init(400, "The session has no event of this number yet.")
+    case .unknownCursor: .init(409, "The session has no event of this number yet.")
     case .invalidIdempotencyKey:
       .init(400, "`Idempotency-Key` is given twice, is empty or too long, or can't be used with this request.")
     case .invalidPath: .init(400, "The path can't be that of a file in a workspace.")

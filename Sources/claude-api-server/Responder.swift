@@ -36,7 +36,8 @@ struct Responder {
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
     var runnerConfiguration = runnerConfiguration
     runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
-    let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
+    let used = runnerConfiguration
+    let runner = ClaudeRunner(configuration: used, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()
@@ -65,7 +66,7 @@ struct Responder {
             "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
         }
-        examination.withLock { $0 = Task { [runnerConfiguration] in await report(runner, runnerConfiguration) } }
+        examination.withLock { $0 = Task { await report(runner, used) } }
         logger.info(
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
       })

@@ -35,7 +35,7 @@ import Testing
         let ofSession = entry.path.contains("{session_id}")
         #expect(ofSession == entry.path.hasPrefix("/sessions/"), "\(entry.path)")
         let path = entry.path.replacing("{session_id}", with: session.lowercaseString)
-          .replacing("{turn_id}", with: UUID().lowercaseString).replacing("{path}", with: "x")
+          .replacing("{path}", with: "x").replacing(#/{[a-z_]+}/#, with: UUID().lowercaseString)
         func outcome(_ key: KeySecret?) async throws -> String {
           let body: JSONValue? = entry.method == .get || entry.method == .delete ? nil : ["prompt": 1]
           let answer = try await fixture.send(entry.method, path, key: key?.text, body: body)
@@ -125,6 +125,15 @@ import Testing
   }
 
   // MARK: Streams
+
+  private func withRevocation(_ fixture: KeyedAPI, _ body: () async throws -> Void) async throws {
+    let revocation = StreamRevocation(
+      keys: fixture.store, hub: fixture.api.service.hub, interval: .milliseconds(5),
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+    let watch = Task { await revocation.run() }
+    defer { watch.cancel() }
+    try await body()
+  }
 
   /// What a change of a key does to a stream that was opened with it, and to one of another key.
   @Test(arguments: ["revoked", "rotated", "expired"])

@@ -1,5 +1,7 @@
 import Foundation
+import HTTPTypes
 import JSONSupport
+import Sessions
 import TestSupport
 import Testing
 

@@ -4,11 +4,8 @@ import TestSupport
 import Testing
 
 /// The OpenAPI document against the running system, by tools that others have made.
-@Suite(.enabled(if: ContractTests.tools != nil, "CLAUDE_API_TEST_CONTRACT_TOOLS names no directory"))
+@Suite(.enabled(if: Stack.contractTools != nil, "CLAUDE_API_TEST_CONTRACT_TOOLS names no directory"))
 struct ContractTests {
-  /// The directory of the tools, if the environment names it; scripts/test does.
-  static let tools: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"]
-
   @Test func theDocumentIsValid() async throws {
     try await Stack.run { stack in
       let path = stack.directory + "/openapi.json"
@@ -38,5 +35,5 @@ struct ContractTests {
     }
   }
 
-  private static func tool(_ name: String) throws -> String { try #require(tools) + "/" + name }
+  private static func tool(_ name: String) throws -> String { try #require(Stack.contractTools) + "/" + name }
 }

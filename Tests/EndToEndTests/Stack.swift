@@ -36,6 +36,9 @@ final class Stack: Sendable {
   /// The real CLI, if the environment names it; scripts/test does.
   static let realCLI: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
 
+  /// The directory of the tools that know OpenAPI, if the environment names it; scripts/test does.
+  static let contractTools: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"]
+
   private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool)
   {
     self.directory = directory

@@ -25,7 +25,27 @@ extension Parameter {
 
 extension Schema {
   static let relativePath = Schema.string("A path below the workspace.", length: 1...4095, pattern: relativePattern)
+  static let anyRelativePath = Schema.string(
+    "The same; empty is the whole workspace.", length: 0...4095, pattern: "^$|\(relativePattern)")
   private static let relativePattern = "^[^/\\x00.][^/\\x00]*(/[^/\\x00.][^/\\x00]*)*$"
+  /// For names that are no UTF-8.
+  static let base64Path = Schema.string("The same as bytes in Base64.", format: "base64")
+
+  /// An object that has one of the two in each pair, a path as a text or its bytes.
+  static func object(ofPaths pairs: [(String, String)], _ fields: [Field]) -> Schema {
+    var schema = object(nil, fields, others: .nothing)
+    schema.keywords["allOf"] = .array(
+      pairs.map { pair in
+        [
+          "anyOf": [
+            ["required": [.string(pair.0)], "properties": [pair.0: ["type": "string"]], "additionalProperties": true],
+            ["required": [.string(pair.1)], "properties": [pair.1: ["type": "string"]], "additionalProperties": true],
+          ]
+        ]
+      })
+    return schema
+  }
+
   static let href = Schema.string("Where to get it.")
 }
 
@@ -91,7 +111,8 @@ extension Operation {
             Content(
               "multipart/form-data",
               .object(
-                nil, [.required("file", .string("A file with its filename; there may be several.", format: "binary"))]))
+                nil, [.required("file", .string("A file with its filename; there may be several.", format: "binary"))],
+                others: .of(.string(format: "binary"))))
           ], isRequired: true),
         answers: [
           Answer(
@@ -138,7 +159,9 @@ extension Operation {
         .post, "/sessions/{session_id}/archive", "uploadArchive", .files,
         "The body is a tar (also gz, xz, zst) or zip archive. All of it is unpacked, or nothing.",
         query: [Parameter("path", .string("The folder; the workspace itself without it."), example: "notes")],
-        body: Body(contents: [Content("application/octet-stream", .anything())], isRequired: true),
+        body: Body(
+          contents: ["application/gzip", "application/x-tar", "application/zip"].map { Content($0, .anything()) },
+          isRequired: true),
         answers: [
           Answer(
             201, "It is unpacked.",
@@ -153,9 +176,9 @@ extension Operation {
         .post, "/sessions/{session_id}/folders", "makeFolder", .files,
         body: .json(
           .object(
-            nil,
-            [.optional("path", .relativePath), .optional("path_base64", .string("The same as bytes in Base64."))],
-            others: .nothing), example: ["path": "notes/drafts"]),
+            ofPaths: [("path", "path_base64")],
+            [.optional("path", .relativePath.orNull), .optional("path_base64", .base64Path.orNull)]),
+          example: ["path": "notes/drafts"]),
         answers: [200, 201].map { status in
           Answer(
             status, status == 200 ? "It was there." : "It is new.",
@@ -173,12 +196,12 @@ extension Operation {
         .post, "/sessions/{session_id}/move", "moveFile", .files,
         body: .json(
           .object(
-            nil,
+            ofPaths: [("from", "from_base64"), ("to", "to_base64")],
             [
-              .optional("from", .relativePath), .optional("from_base64", .string("The same as bytes in Base64.")),
-              .optional("to", .relativePath), .optional("to_base64", .string("The same as bytes in Base64.")),
+              .optional("from", .relativePath.orNull), .optional("from_base64", .base64Path.orNull),
+              .optional("to", .relativePath.orNull), .optional("to_base64", .base64Path.orNull),
               .optional("overwrite", .boolean("Whether a file that is there may go.").orNull),
-            ], others: .nothing), example: ["from": "notes/plan.md", "to": "notes/old/plan.md"]),
+            ]), example: ["from": "notes/plan.md", "to": "notes/old/plan.md"]),
         answers: [
           Answer(
             200, "Where it is now.",
@@ -251,7 +274,7 @@ extension Operation {
           201, "It has begun.",
           headers: [answered, Parameter("Location", .string("The upload."), isRequired: true), uploadExpires],
           tells: [
-            "upload_id": #"$response.header.Location#regex:/uploads/([0-9a-f-]{36})$"#
+            "upload_id": #"$response.header.Location#regex:/uploads/([0-9a-f-]+)$"#
           ])
       ],
       problems: ofUploads + [.invalidUpload, .uploadTooLarge, .tooManyUploads, .invalidPath]),
@@ -296,12 +319,12 @@ extension Operation {
       .post, "/sessions/{session_id}/shares", "createShare", .shares,
       body: .json(
         .object(
-          nil,
+          ofPaths: [("path", "path_base64")],
           [
-            .optional("path", .string("Empty for the whole workspace.")),
-            .optional("path_base64", .string("The same as bytes in Base64.")),
+            .optional("path", .anyRelativePath.orNull),
+            .optional("path_base64", .base64Path.orNull),
             .optional("expires_in", .integer("Seconds; a day without it.", in: 1...2_592_000).orNull),
-          ], others: .nothing), example: ["path": "notes", "expires_in": 3600]),
+          ]), example: ["path": "notes", "expires_in": 3600]),
       answers: [
         Answer(
           201, "The share, with its link.", .json(.reference("Share"), example: Examples.share),
