@@ -50,8 +50,8 @@ extension API {
       throw fields.invalid("decision", "must be one of \(decisions.joined(separator: ", "))")
     }
     let message = try fields.string("message")
-    if let message, message.utf8.count > 10_000 || message.utf8.contains(0) {
-      throw fields.invalid("message", "must have at most 10000 bytes and no NUL")
+    if let message, message.unicodeScalars.count > 10_000 || message.utf8.contains(0) {
+      throw fields.invalid("message", "must have at most 10000 characters and no NUL")
     }
     let input = try fields.object("updated_input")
     guard input == nil || decision == .allow else {

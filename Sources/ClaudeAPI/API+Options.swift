@@ -46,7 +46,7 @@ extension API {
   /// A session's name; nil if there is none or an empty one.
   static func sessionName(_ fields: BodyFields, _ field: String = "session_name") throws(Problem) -> String? {
     guard let name = try fields.string(field), !name.isEmpty else { return nil }
-    guard name.utf8.count <= 1000 else { throw fields.invalid(field, "must have at most 1000 bytes") }
+    guard name.unicodeScalars.count <= 1000 else { throw fields.invalid(field, "must have at most 1000 characters") }
     guard !name.unicodeScalars.contains(where: { $0.value < 0x20 || $0.value == 0x7f }) else {
       throw fields.invalid(field, "must not hold control characters")
     }

@@ -22,14 +22,15 @@ struct ContractTests {
     // Its many sessions need no process of their own at once.
     try await Stack.run(settings: ["claude-max-processes": "4", "queue-max-length": "100"]) { stack in
       let key = try await stack.makeKey()
+      let contract = repositoryRoot + "/Tests/EndToEndTests/Contract"
       let log = stack.directory + "/schemathesis.log"
       let exit = try await TestSupport.run(
         [
           Self.tool("schemathesis"), "--config-file",
-          repositoryRoot + "/Tests/EndToEndTests/Contract/schemathesis.toml",
+          contract + "/schemathesis.toml",
           "run", "http://127.0.0.1:\(stack.nginx.port)/openapi.json", "--header", "Authorization: Bearer \(key)",
           "--report", "ndjson", "--report-ndjson-path", stack.directory + "/report.ndjson",
-        ], output: log)
+        ], environment: ["SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": contract], output: log)
       #expect(exit == .status(0), "\(text(of: log).suffix(20_000))")
       #expect(stack.responderLog.contains("internal_error") == false, "\(stack.responderLog.suffix(4000))")
     }

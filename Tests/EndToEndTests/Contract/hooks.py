@@ -1,0 +1,57 @@
+"""What schemathesis can't know of a good client of this API from the document alone."""
+
+import base64
+import hashlib
+import io
+import tarfile
+import zipfile
+
+import schemathesis
+from hypothesis import strategies as st
+
+
+def tar_archive(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        entry = tarfile.TarInfo("notes/plan.md")
+        entry.size = 5
+        archive.addfile(entry, io.BytesIO(b"plan\n"))
+    return buffer.getvalue()
+
+
+def zip_archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("notes/plan.md", "plan\n")
+    return buffer.getvalue()
+
+
+schemathesis.openapi.media_type("application/gzip", st.just(tar_archive("w:gz")))
+schemathesis.openapi.media_type("application/x-tar", st.just(tar_archive("w")))
+schemathesis.openapi.media_type("application/zip", st.just(zip_archive()))
+schemathesis.openapi.media_type("application/offset+octet-stream", st.binary(max_size=64))
+
+# Paths in Base64, of names that every file system takes.
+schemathesis.openapi.format(
+    "base64",
+    st.text("abcdefgh", min_size=1, max_size=20).map(lambda text: base64.b64encode(text.encode()).decode()),
+)
+
+
+@schemathesis.hook
+def before_call(context, case, **kwargs):
+    """Keys and digests belong to their bodies."""
+    if not case.headers:
+        return
+    body = case.body if isinstance(case.body, bytes) else repr(case.body).encode()
+    digest = hashlib.sha256(body).digest()
+    key = case.headers.get("Idempotency-Key")
+    # A key is for one request: another body has another one. What isn't a key at all stays so.
+    if isinstance(key, str) and 0 < len(key) <= 200 and all("!" <= character <= "~" for character in key):
+        case.headers["Idempotency-Key"] = f"{key}-{digest.hex()[:16]}"
+    if isinstance(case.body, bytes):
+        encoded = base64.b64encode(digest).decode()
+        if "Content-Digest" in case.headers:
+            case.headers["Content-Digest"] = f"sha-256=:{encoded}:"
+        if "Upload-Checksum" in case.headers:
+            case.headers["Upload-Checksum"] = f"sha256 {encoded}"
