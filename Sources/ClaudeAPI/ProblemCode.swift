@@ -88,6 +88,12 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case uploadBusy = "upload_busy"
   case tooManyUploads = "too_many_uploads"
   case tooManyArchives = "too_many_archives"
+  case sharingDisabled = "sharing_disabled"
+  case gitSourceNotAllowed = "git_source_not_allowed"
+  case gitFailed = "git_failed"
+  case gitTimeout = "git_timeout"
+  case gitUnavailable = "git_unavailable"
+  case tooManyClones = "too_many_clones"
   case quotaExceeded = "quota_exceeded"
 
   // Turns
@@ -131,7 +137,6 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case serviceUnavailable = "service_unavailable"
   case responderTimeout = "responder_timeout"
   case diskFull = "disk_full"
-  case insufficientStorage = "insufficient_storage"
 }
 
 extension ProblemCode {
@@ -228,6 +233,13 @@ extension ProblemCode {
     case .uploadExpired: .init(410, "The upload was not gone on with in time.")
     case .uploadBusy: .init(423, "Another part of the upload is being taken.")
     case .tooManyUploads: .init(429, "The session has as many unfinished uploads as it may have.")
+    case .sharingDisabled: .init(403, "The operator of this server doesn't allow sharing.")
+    case .gitSourceNotAllowed:
+      .init(403, "Repositories of this place may not be brought in; the setting git.allowed-sources says which.")
+    case .gitFailed: .init(422, "The repository could not be cloned; `detail` has what git says.")
+    case .gitTimeout: .init(504, "Cloning took longer than allowed; nothing was kept.")
+    case .gitUnavailable: .init(503, "git can't be started on this server.")
+    case .tooManyClones: .init(503, "As many repositories as may be are being cloned.")
     case .tooManyArchives: .init(503, "As many archives as may be are being made.")
     case .quotaExceeded: .init(507, "The workspace would have or has become larger than allowed.")
     // Turns
@@ -270,7 +282,6 @@ extension ProblemCode {
     case .serviceUnavailable: .init(503, "The server is busy or not ready.")
     case .responderTimeout: .init(504, "The responder did not answer in time; what it had begun may go on.")
     case .diskFull: .init(507, "The disk is full; nothing was changed.")
-    case .insufficientStorage: .init(507, "There is no room left to store this.")
     }
   }
 

@@ -122,7 +122,7 @@ public struct Contract: Sendable {
       case "date-time":
         let moment = #/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/#
         return unless(text.wholeMatch(of: moment) != nil, "is no date-time")
-      case "uuid", "binary": return []
+      case "uuid", "binary", "base64", "git-url", "git-reference": return []
       default: return ["\(place): unknown format \(keyword)"]
       }
     case "maxItems": return unless(value.arrayValue.map { $0.count <= keyword.intValue ?? 0 }, "has too many elements")

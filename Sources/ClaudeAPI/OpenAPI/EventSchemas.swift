@@ -155,6 +155,15 @@ extension Schemas {
     EventPayload("turn.interrupted", "The turn is over.", ofEnd + [.optional("error", error)]),
     EventPayload("turn.cancelled", "The turn was taken out of the queue.", ofEnd + [.optional("error", error)]),
     EventPayload(
+      "workspace.changed", "A file or folder of the workspace was changed; with `overflow`, more of them in a folder.",
+      [
+        .required("path", .string()), .optional("path_base64", .string("The path's bytes, where they are no UTF-8.")),
+        .required("kind", .choice(["created", "modified", "deleted", "overflow"])),
+        .required("file_type", .string()), .optional("size", .integer("Bytes, of a file.")),
+        .optional("count", .integer("How many more, with `overflow`.")),
+        .required("source", .choice(["agent", "client"], "Who changed it.")),
+      ]),
+    EventPayload(
       "session.updated", "Name, options or metadata were changed.",
       [
         .optional("name", .string()), .optional("metadata", .object(others: .anything)),

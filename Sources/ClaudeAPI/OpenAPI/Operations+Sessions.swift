@@ -41,8 +41,19 @@ extension Operation {
   private static let name = Schema.string(
     "At most 1,000 characters.", length: 0...1000, pattern: #"^[^\x00-\x1f\x7f]*$"#)
 
+  private static let git = Schema.object(
+    "A repository that becomes the workspace.",
+    [
+      .required(
+        "url",
+        .string("Its address, without a password. The operator says which places are allowed.", format: "git-url")),
+      .optional("branch", .string("A branch or tag.", format: "git-reference").orNull),
+      .optional("depth", .integer("How many commits of its history to bring.", in: 1...1_000_000).orNull),
+    ], others: .nothing)
+
   private static let newSession: [Schema.Field] =
     [
+      .optional("git", git.orNull),
       .optional(
         "initial_prompt",
         .string("The first message; empty is none.", pattern: #"^([^\x00]*\S[^\x00]*)?$"#).orNull),
@@ -100,7 +111,10 @@ extension Operation {
           headers: [.turnLocation, .preferenceApplied, .replayed],
           tells: ["session_id": "$response.body#/session/id", "turn_id": "$response.body#/turn/id"]),
       ],
-      problems: [.promptTooLarge, .sessionDeleted] + ProblemCode.ofForms + ProblemCode.ofArchives),
+      problems: [
+        .promptTooLarge, .sessionDeleted, .gitSourceNotAllowed, .gitFailed, .gitTimeout, .gitUnavailable,
+        .tooManyClones,
+      ] + ProblemCode.ofForms + ProblemCode.ofArchives),
     Operation(
       .get, "/sessions", "listSessions", .sessions,
       "All of them in the order of creation; with `limit` or `cursor` a page.",

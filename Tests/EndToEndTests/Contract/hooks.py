@@ -37,6 +37,10 @@ schemathesis.openapi.format(
     st.text("abcdefgh", min_size=1, max_size=20).map(lambda text: base64.b64encode(text.encode()).decode()),
 )
 
+# Addresses that are well-formed; the server allows none of them.
+schemathesis.openapi.format("git-url", st.sampled_from(["https://git.example.org/team/project.git"]))
+schemathesis.openapi.format("git-reference", st.sampled_from(["main", "v1.0"]))
+
 
 @schemathesis.hook
 def before_call(context, case, **kwargs):
