@@ -56,6 +56,12 @@ public final class WatchedKeyStore: KeyStore {
     return key
   }
 
+  public func setKeyLimits(_ id: String, to limits: KeyLimits) async throws(SessionStoreError) -> APIKey? {
+    let key = try await store.setKeyLimits(id, to: limits)
+    try announceChange()
+    return key
+  }
+
   public func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
     let isFound = try await store.revokeKey(id, at: now)
     try announceChange()

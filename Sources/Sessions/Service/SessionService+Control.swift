@@ -206,7 +206,9 @@ extension SessionService {
       // Half of what it held would be there if it was deleted meanwhile.
       _ = try await fromStore { () throws(SessionStoreError) in try await self.store.session(id) }
       let admission = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.createSession(fork, firstTurn: nil, events: events, idempotency: idempotency)
+        try await self.store.createSession(
+          fork, firstTurn: nil, events: events, idempotency: idempotency,
+          accounts: try await self.limits.accounts(owner: owner, sender: owner))
       }
       switch admission {
       case .created(let created, _, let events):

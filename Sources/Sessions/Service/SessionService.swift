@@ -23,6 +23,22 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
   public var approvalTimeout: Duration = .seconds(600)
 
+  /// Turns that run at one time; others wait, those of different keys in fair order. Default: no bound.
+  public var maximumRunningTurns = Int.max
+
+  /// Whether there is room for one more turn beside those that run; asked at least every ``roomInterval`` while some
+  /// wait for it. Default: always.
+  public var hasRoom: @Sendable () -> Bool = { true }
+
+  /// How often to ask for room. Default 0.5 s.
+  public var roomInterval: Duration = .milliseconds(500)
+
+  /// Streams that are open at one time, of all keys together. Default: no bound.
+  public var maximumStreams = Int.max
+
+  /// How long a turn has for its end when its session is deleted, so that what it used is known. Default 3 s.
+  public var deletionPatience: Duration = .seconds(3)
+
   public init() {}
 }
 
@@ -103,12 +119,23 @@ public actor SessionService {
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
   var isShuttingDown = false
+  let limits: KeyLimitPolicy
+  /// Places for streams; see ``leaseStream(for:session:)``.
+  public nonisolated let streams: StreamPlaces
+  /// The right to run.
+  private var places: FairQueue
+  /// Asks for room again while some turn waits for it.
+  private var roomWatch: Task<Void, Never>?
   private var purging: Task<Void, Never>?
 
   public init(
     store: any SessionStore, workspaces: Workspaces, runner: any TurnRunner, hub: EventHub = EventHub(),
+    limits: KeyLimitPolicy = KeyLimitPolicy(),
     configuration: SessionServiceConfiguration = SessionServiceConfiguration(), logger: Logger
   ) {
+    self.limits = limits
+    streams = StreamPlaces(maximum: configuration.maximumStreams)
+    places = FairQueue(places: configuration.maximumRunningTurns)
     self.hub = hub
     self.store = store
     self.workspaces = workspaces
@@ -161,7 +188,9 @@ public actor SessionService {
   public func shutdown() async {
     isShuttingDown = true
     purging?.cancel()
+    roomWatch?.cancel()
     hub.endAll()
+    for waiter in places.removeAll() { waiter.continuation.resume(returning: false) }
     for (id, work) in work where work.running != nil { await runner.interrupt(id) }
     for task in work.values.compactMap(\.task) { await task.value }
     let left = waiters
@@ -191,7 +220,7 @@ public actor SessionService {
     do throws(SessionStoreError) {
       admission = try await store.createSession(
         session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
-        idempotency: new.idempotency)
+        idempotency: new.idempotency, accounts: try await limits.accounts(owner: new.owner, sender: new.owner))
     } catch {
       await removeDirectories(id)
       throw SessionServiceError(error)
@@ -259,7 +288,19 @@ public actor SessionService {
     }
     cache.remove(id)
     work[id]?.isDeleted = true
+    withdraw(id)
+    await endTurn(of: id)
     await finishDeletion(id)
+  }
+
+  /// Gives the running turn of a session the time to end by itself and to say what it used.
+  private func endTurn(of id: UUID) async {
+    let end = ContinuousClock.now + configuration.deletionPatience
+    while let turn = work[id]?.running, ContinuousClock.now < end {
+      await runner.interrupt(id)
+      if work[id]?.running?.id != turn.id { return }
+      do { try await Task.sleep(for: .milliseconds(50)) } catch { return }
+    }
   }
 
   private func finishDeletion(_ id: UUID) async {
@@ -304,7 +345,8 @@ public actor SessionService {
     let admission: TurnAdmission
     do throws(SessionStoreError) {
       admission = try await store.enqueueTurn(
-        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit)
+        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit,
+        accounts: try await limits.accounts(owner: try await self.owner(of: id), sender: owner))
     } catch {
       if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
         throw .sessionDeleted
@@ -351,9 +393,11 @@ public actor SessionService {
     }
   }
 
-  /// Which place a queued turn has among those that wait for the running one, from 1; nil if it doesn't wait.
+  /// Which place a queued turn has, from 1; nil if it doesn't wait. It counts the turns of its session before it, and
+  /// if none of the session runs, the sessions of the same key whose turns are to run before.
   public func position(of turn: Turn) -> Int? {
-    work[turn.sessionID]?.queue.firstIndex { $0.id == turn.id }.map { $0 + 1 }
+    guard let index = work[turn.sessionID]?.queue.firstIndex(where: { $0.id == turn.id }) else { return nil }
+    return index + 1 + (places.position(of: turn.sessionID) ?? 0)
   }
 
   /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then.
@@ -383,6 +427,7 @@ public actor SessionService {
       // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
       throw turn.state == .queued && isShuttingDown ? .shuttingDown : .turnState(turn.state)
     }
+    if work[sessionID]?.queue.isEmpty == true { withdraw(sessionID) }
     cancelling.insert(id)
     defer { cancelling.remove(id) }
     let outcome = TurnOutcome(state: .cancelled, finishedAt: .now(), failure: .cancelled)
@@ -460,6 +505,9 @@ public actor SessionService {
 
   /// Puts a turn at its place in the queue: the answers of the store may come in another order than its turns.
   private func enqueue(_ turn: Turn) {
+    // The store has the prompt; many that wait would take much memory.
+    var turn = turn
+    turn.prompt = ""
     var queue = work[turn.sessionID]?.queue ?? []
     queue.insert(turn, at: queue.lastIndex { $0.number < turn.number }.map { $0 + 1 } ?? 0)
     work[turn.sessionID, default: Work(queue: [])].queue = queue
@@ -475,6 +523,11 @@ public actor SessionService {
       }
       // What waits is in the store and runs after the next start.
       if isShuttingDown { break }
+      let account = await account(of: id)
+      guard await takePlace(id, account) else { continue }
+      defer { giveBack(account) }
+      // Much may have happened meanwhile.
+      guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isShuttingDown else { continue }
       work[id]?.queue.removeFirst()
       work[id]?.running = next
       let result = await run(next)
@@ -490,22 +543,86 @@ public actor SessionService {
     work[id] = nil
   }
 
+  /// Waits for the right to run a turn.
+  ///
+  /// - Returns: false if it was withdrawn.
+  private func takePlace(_ id: UUID, _ account: KeyAccount) async -> Bool {
+    guard work[id]?.isDeleted == false, work[id]?.queue.isEmpty == false, !isShuttingDown else { return false }
+    return await withCheckedContinuation { continuation in
+      places.add(
+        FairQueue.Waiter(
+          id: id, account: account.key, limit: account.limits[.runningTurns], continuation: continuation))
+      givePlaces()
+    }
+  }
+
+  private func giveBack(_ account: KeyAccount) {
+    places.release(account.key)
+    givePlaces()
+  }
+
+  private func givePlaces() {
+    while let waiter = places.next(hasRoom: configuration.hasRoom) { waiter.continuation.resume(returning: true) }
+    guard places.waitingCount > 0, roomWatch == nil, !isShuttingDown, !configuration.hasRoom() else { return }
+    roomWatch = Task { [weak self, interval = configuration.roomInterval] in
+      do { try await Task.sleep(for: interval) } catch { return }
+      await self?.askForRoom()
+    }
+  }
+
+  private func askForRoom() {
+    roomWatch = nil
+    givePlaces()
+  }
+
+  /// Lets a session wait for its place no more; its work goes on and sees why.
+  private func withdraw(_ id: UUID) {
+    places.remove(id)?.continuation.resume(returning: false)
+  }
+
+  /// For whom the turns of a session run. What the store can't say now, the turn's own start will find out.
+  private func account(of id: UUID) async -> KeyAccount {
+    do throws(SessionStoreError) {
+      return try await limits.account(try await owner(of: id) ?? "")
+    } catch {
+      return KeyAccount(key: "")
+    }
+  }
+
+  /// The key that owns a session; nil if there is none, or no such session.
+  private func owner(of id: UUID) async throws(SessionStoreError) -> String? {
+    if let session = cache[id] { return session.owner }
+    do throws(SessionStoreError) {
+      return try await store.session(id).owner
+    } catch .sessionNotFound {
+      return nil
+    }
+  }
+
   private func run(_ queued: Turn) async -> Result<Turn, any Error> {
     let id = queued.sessionID
     let session: Session
     let turn: Turn
+    let allowance: Int64?
     do throws(SessionServiceError) {
       session = try await self.session(id)
       let change = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.startTurn(queued.id, at: .now(), events: EventLog.running(queued))
+        try await self.store.startTurn(
+          queued.id, at: .now(), events: EventLog.running(queued),
+          accounts: try await self.limits.accounts(owner: session.owner, sender: queued.owner))
       }
       hub.publish(change.events)
       turn = change.turn
+      allowance = change.allowance
+    } catch .limited(let excess) {
+      let outcome = TurnOutcome(state: .failed, finishedAt: .now(), failure: TurnFailure(excess))
+      return await finish(queued, outcome)
     } catch {
       return .failure(work[id]?.isDeleted == true ? .sessionDeleted : error)
     }
     let request = TurnRequest(
-      session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id))
+      session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id),
+      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) })
     let recorder = TurnRecorder(
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let outcome: TurnOutcome
@@ -523,8 +640,24 @@ public actor SessionService {
     }
     await recorder.finish()
     await approvalDesk.turnEnded(turn)
-    if work[id]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
+    if work[id]?.isDeleted == true {
+      await account(for: turn, outcome)
+      return .failure(SessionServiceError.sessionDeleted)
+    }
     return await finish(turn, outcome)
+  }
+
+  /// Writes what a turn used whose session is being deleted.
+  private func account(for turn: Turn, _ outcome: TurnOutcome) async {
+    do throws(SessionStoreError) {
+      _ = try await withPatience(configuration.storePatience, while: { !self.isShuttingDown }) {
+        () throws(SessionStoreError) in try await self.store.finishTurn(turn.id, outcome)
+      }
+    } catch {
+      logger.error(
+        "What a turn used could not be stored",
+        metadata: ["turn": "\(turn.id.lowercaseString)", "error": "\(error)"])
+    }
   }
 
   /// Writes a turn's end, with patience: it can't be had a second time.
@@ -645,6 +778,6 @@ extension TurnOutcome {
     self.init(
       state: state, finishedAt: finishedAt, result: result, structuredOutput: structuredOutput, failure: failure,
       usage: accounts.usage, costUSD: accounts.costUSD, durationMilliseconds: accounts.durationMilliseconds,
-      modelTurns: accounts.modelTurns)
+      modelTurns: accounts.modelTurns, isCostUnknown: accounts.isIncomplete)
   }
 }

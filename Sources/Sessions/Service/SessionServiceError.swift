@@ -4,6 +4,10 @@ public enum SessionServiceError: Error, Hashable, Sendable {
   case turnNotFound
   /// As many messages as may wait are waiting; another may be tried after some seconds.
   case queueFull(limit: Int, retryAfter: Int)
+  /// It would go beyond a limit of a key.
+  case limited(LimitExcess)
+  /// As many streams are open as the server allows.
+  case streamsExhausted(maximum: Int)
   /// The session was deleted while the call waited for one of its turns.
   case sessionDeleted
   /// The turn isn't in a state in which this can be done.
@@ -31,6 +35,7 @@ public enum SessionServiceError: Error, Hashable, Sendable {
     case .turnNotFound: self = .turnNotFound
     case .approvalNotFound: self = .approvalNotFound
     case .diskFull: self = .diskFull
+    case .limited(let excess): self = .limited(excess)
     default: self = .store(error)
     }
   }
