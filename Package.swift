@@ -173,10 +173,12 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["Sessions", "TestSupport", "claude-api-server"], swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
-      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      dependencies: [
+        "JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", "TestSupport", nioCore,
+      ],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",

@@ -41,6 +41,7 @@ extension API {
         options: try Self.sessionOptions(fields),
         metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
+    try await addRateLimit(to: &headers)
     var outcome: Turn?
     var firstTurn = created.turn
     if let archive, let files {
@@ -155,10 +156,13 @@ extension API {
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    let preference = AnswerPreference(request.headers)
+    // A message that was accepted could not be refused any more.
+    let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
     let accepted = try await service.accept(
       prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
-    let preference = AnswerPreference(request.headers)
+    try await addRateLimit(to: &headers)
     if preference.form == .stream {
       headers[.location] = Self.path(of: accepted.turn)
       return Self.eventStream(
@@ -166,7 +170,7 @@ extension API {
           of: id,
           .init(
             after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews,
-            holder: Principal.current?.key)),
+            holder: Principal.current?.key), lease: lease),
         headers)
     }
     let turn = try await outcome(of: accepted.turn, preference)

@@ -15,6 +15,7 @@ import Sessions
 struct Authenticator: Sendable {
   let keys: any KeyStore
   let service: SessionService
+  let wrongKeys = WrongKeys()
 
   // MARK: Who it is
 
@@ -33,13 +34,21 @@ struct Authenticator: Sendable {
       }
       return nil
     }
-    guard let secret, secret.matches(found.key), let key = found.key, key.isValid(at: .now()) else {
+    let digest = secret?.digest
+    if shown != nil, let seconds = wrongKeys.refusal(address, digest) {
+      throw Problem(
+        .tooManyRequests, "too_many_wrong_keys",
+        "Too many wrong keys came from this address; this one was not looked at.", retryAfter: seconds)
+    }
+    guard let digest, KeySecret.matches(digest, found.key), let key = found.key, key.isValid(at: .now()) else {
+      if shown != nil { wrongKeys.noteWrong(address) }
       throw Problem(
         .unauthorized, "unauthorized",
         shown == nil
           ? "A key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY." : "The key is not valid.",
         challenge: shown == nil ? "Bearer" : #"Bearer error="invalid_token""#)
     }
+    wrongKeys.note(address, good: digest)
     return Principal(key)
   }
 

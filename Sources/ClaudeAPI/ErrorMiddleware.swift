@@ -73,6 +73,13 @@ extension Problem {
       self.init(
         .tooManyRequests, "queue_full",
         "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
+    case .limited(let excess):
+      self.init(.registered(excess.status), excess.code, excess.detail, retryAfter: excess.retryAfter(.now()))
+      limit = excess
+    case .streamsExhausted(let maximum):
+      self.init(
+        .serviceUnavailable, "streams_exhausted",
+        "The server has \(maximum) streams open and takes no more; try again later.", retryAfter: 5)
     case .sessionDeleted:
       self.init(.gone, "session_deleted", "The session was deleted, and its turns with it.")
     case .turnState(.running):

@@ -18,6 +18,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var approval: Approval?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// The limit of a key that was reached.
+  public var limit: LimitExcess?
 
   public init(
     _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
@@ -36,6 +38,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
     if let challenge { headers[.wwwAuthenticate] = challenge }
+    if let limit { headers.merge(limit, at: .now()) }
     var json = JSONWriter()
     json.object { json in
       json.field("type", "about:blank")
@@ -44,6 +47,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("detail", detail)
       json.field("code", code)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+      if let limit { json.field("limit", object: { $0.members(limit) }) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }
     }
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))

@@ -145,7 +145,7 @@ public actor ClaudeRunner {
     let transcripts = Transcripts(session: turn.session)
     var (start, triesLeft) = (try await chooseStart(turn, transcripts), 3)
     while true {
-      let cost = turn.allowanceUSD == nil ? 0 : await blocking { [start] in transcripts.recordedCost(start) }
+      let cost = await blocking { [start] in turn.allowanceUSD == nil ? 0 : transcripts.recordedCost(start) }
       let command = ClaudeCommand(
         session: turn.session, options: turn.options, budgetUSD: Self.budget(turn, cost), costAtStart: cost,
         start: start, configuration: configuration, executable: executable)

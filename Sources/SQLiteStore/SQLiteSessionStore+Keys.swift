@@ -69,7 +69,7 @@ extension Database {
 }
 
 extension APIKey {
-  fileprivate static let columns = 
+  fileprivate static let columns =
     "id, name, role, session_id, digest, created_at, expires_at, revoked_at, limits"
 
   fileprivate init(_ row: Row) throws {

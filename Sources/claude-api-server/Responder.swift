@@ -42,13 +42,17 @@ struct Responder {
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
     bounds.approvalTimeout = configuration.approvalTimeout
+    bounds.maximumRunningTurns = runnerConfiguration.maximumProcesses
+    bounds.maximumStreams = configuration.maximumStreams
+    let reserve = configuration.memoryReserve
+    bounds.hasRoom = { Memory.available() ?? .max >= reserve }
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let service = SessionService(
       store: store, workspaces: workspaces,
       runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
-      configuration: bounds, logger: logger)
+      limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
-    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
       files: FilesAPI(service: service, workspaces: workspaces))
@@ -119,6 +123,15 @@ struct Responder {
     runner.stallTimeout = configuration.stallTimeout
     runner.lineLimit = configuration.lineLimit
     return runner
+  }
+
+  /// One key alone can't take all places, unless the settings say so; without keys there is nobody to share with.
+  private func limits(_ keys: any KeyStore, places: Int) -> KeyLimitPolicy {
+    var defaults = configuration.keyLimits
+    if defaults[setting: .runningTurns] == nil {
+      defaults[setting: .runningTurns] = .maximum(Int64(max(1, places * 3 / 4)))
+    }
+    return KeyLimitPolicy(keys: keys, defaults: defaults, withoutKey: configuration.keyLimits)
   }
 
   private var apiConfiguration: APIConfiguration {

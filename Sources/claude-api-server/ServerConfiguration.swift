@@ -1,4 +1,5 @@
 import Foundation
+import Sessions
 
 /// All settings of the responder.
 ///
@@ -24,6 +25,10 @@ struct ServerConfiguration: Sendable {
   var drainTimeout: Duration
   var sandbox: Sandbox
   var logLevel: String
+  /// For keys that have no own ones. That of running turns has a default elsewhere.
+  var keyLimits: KeyLimits
+  var maximumStreams: Int
+  var memoryReserve: Int
 
   struct Sandbox: Sendable {
     enum Mode: String, Sendable, CaseIterable {
@@ -123,14 +128,40 @@ struct ServerConfiguration: Sendable {
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
 
-    static let all = [
-      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
-      maximumProcesses,
-      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
-      maximumPrompt,
-      drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, logLevel,
+    static let maximumStreams = Setting(
+      key: "streams.max", kind: .integer(1...1_000_000), defaultText: "8192",
+      summary: "streams of events that are open at once, of all keys together; then 503")
+    static let memoryReserve = Setting(
+      key: "memory.reserve", kind: .integer(0...Int.max), defaultText: "268435456",
+      summary: "bytes of the machine's memory that must be available for one more turn to run beside others")
+    static let limits: [(limit: KeyLimit, setting: Setting)] = [
+      (.sessions, limit(.sessions, "none", "sessions that a key may own")),
+      (
+        .runningTurns,
+        limit(.runningTurns, "3/4 of claude.max-processes", "turns of a key that run at once; others wait")
+      ),
+      (.queuedTurns, limit(.queuedTurns, "1000", "turns of a key that may wait; then 429")),
+      (.streams, limit(.streams, "256", "streams of events that a key may have open; then 429")),
+      (.turnsPerHour, limit(.turnsPerHour, "none", "messages that a key may send in an hour; then 429")),
+      (.tokensPerDay, limit(.tokensPerDay, "none", "tokens that a key may use in a day; then 429")),
+      (.usdPerDay, limit(.usdPerDay, "none", "US dollars that a key may spend in a day; then 402")),
+      (.usdPerMonth, limit(.usdPerMonth, "none", "US dollars that a key may spend in a month; then 402")),
     ]
+
+    private static func limit(_ limit: KeyLimit, _ defaultText: String, _ summary: String) -> Setting {
+      Setting(key: "limits.\(limit.rawValue)", kind: .text, defaultText: defaultText, summary: summary)
+    }
+
+    static let all =
+      [
+        stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
+        maximumProcesses,
+        maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
+        maximumPrompt,
+        drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary,
+        sandboxReadOnly,
+        sandboxGroups, maximumStreams, memoryReserve, logLevel,
+      ] + limits.map { $0.setting }
   }
 
   /// - Throws: ``SettingsError``, with a sentence that names the setting.
@@ -166,6 +197,24 @@ struct ServerConfiguration: Sendable {
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.paths(Row.sandboxGroups, settings))
     logLevel = try settings.text(Row.logLevel) ?? "info"
+    maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192
+    memoryReserve = try settings.integer(Row.memoryReserve) ?? 256 << 20
+    keyLimits = KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)])
+    for (limit, setting) in Row.limits {
+      if let value = try Self.limit(limit, setting, settings) { keyLimits[setting: limit] = value }
+    }
+  }
+
+  private static func limit(
+    _ limit: KeyLimit, _ row: Setting, _ settings: Settings
+  ) throws -> KeyLimits.Setting? {
+    guard let text = try settings.text(row) else { return nil }
+    if text == "none" { return .unlimited }
+    guard let amount = limit.amount(text) else {
+      let what = limit.isMoney ? "an amount of US dollars such as 12.50" : "a whole number of at least 1"
+      throw SettingsError(description: "\(row.key) is \"\(text)\", but must be \(what), or none.")
+    }
+    return .maximum(amount)
   }
 
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {

@@ -1,4 +1,5 @@
 import NIOCore
+import Synchronization
 import Testing
 
 @testable import ClaudeRunner
@@ -32,6 +33,26 @@ import Testing
 }
 
 @Suite struct FairSemaphoreTests {
+  @Test func servesOwnersInTurns() async throws {
+    let semaphore = FairSemaphore(permits: 0)
+    let served = Mutex<[String]>([])
+    var tasks: [Task<Void, Never>] = []
+    for (index, owner) in ["a", "a", "a", "b", "c", "a", "b"].enumerated() {
+      tasks.append(
+        Task {
+          _ = await semaphore.acquire(for: owner)
+          served.withLock { $0.append(owner) }
+        })
+      while semaphore.waiterCount == index { try await Task.sleep(for: .milliseconds(1)) }
+    }
+    for count in 1...7 {
+      semaphore.release()
+      while served.withLock({ $0.count }) < count { try await Task.sleep(for: .milliseconds(1)) }
+    }
+    #expect(served.withLock { $0 } == ["a", "b", "c", "a", "b", "a", "a"])
+    for task in tasks { await task.value }
+  }
+
   @Test func givesPermitsInOrder() async {
     let semaphore = FairSemaphore(permits: 1)
     #expect(await semaphore.acquire())

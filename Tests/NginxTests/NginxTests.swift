@@ -181,9 +181,16 @@ import Testing
         try files.copyItem(
           atPath: repositoryRoot + "/nginx/" + name, toPath: directory + "/claude-api/" + name)
       }
-      for name in ["upload", "workspaces"] {
-        let piece = text(of: "\(repositoryRoot)/nginx/\(name).conf.template")
-          .replacing("@MAX_UPLOAD@", with: "4g").replacing("@WORKSPACES@", with: directory)
+      let values = [
+        "MAX_UPLOAD": "4g", "WORKSPACES": directory, "ADDRESS_RATE": "200", "KEY_RATE": "100",
+        "ADDRESS_BURST": "800", "KEY_BURST": "400", "CONNECTIONS_EACH": "512", "HEADER_TIMEOUT": "15s",
+        "BODY_TIMEOUT": "30s",
+      ]
+      try Data().write(to: URL(fileURLWithPath: "\(directory)/claude-api/exempt.conf"))
+      for name in ["upload", "workspaces", "rates", "limits"] {
+        let piece = values.reduce(text(of: "\(repositoryRoot)/nginx/\(name).conf.template")) {
+          $0.replacing("@\($1.key)@", with: $1.value)
+        }
         try Data(piece.utf8).write(to: URL(fileURLWithPath: "\(directory)/claude-api/\(name).conf"))
       }
       let certificate = try await run(
@@ -233,7 +240,10 @@ import Testing
     ["--socket", "/" + String(repeating: "a", count: 107)], ["--socket", "/tmp/${a}"], [],
     ["--socket", "/tmp/s", "--listen", "0.0.0.0:80;"], ["--socket", "/tmp/s", "--listen", "80"],
     ["--socket", "/tmp/s", "--max-body", "1m; autoindex on"], ["--socket", "/tmp/s", "--max-body", "big"],
-    ["--socket", "/tmp/s", "--read-timeout", "1 2"], ["--socket", "/tmp/s", "--bogus"], ["--socket"],
+    ["--socket", "/tmp/s", "--read-timeout", "1 2"], ["--socket", "/tmp/s", "--key-rate", "0"],
+    ["--socket", "/tmp/s", "--exempt", "10.0.0.0/8;"], ["--socket", "/tmp/s", "--exempt", "all"],
+    ["--socket", "/tmp/s", "--header-timeout", "1s;"], ["--socket", "/tmp/s", "--max-requests", "many"],
+    ["--socket", "/tmp/s", "--bogus"], ["--socket"],
   ])
   func refuses(arguments: [String]) async throws {
     try await withTemporaryDirectory { directory in

@@ -72,7 +72,6 @@ struct FairQueue {
     let eligible = waiting.filter { account, waiters in
       waiters.first?.limit.map { Int64(held[account] ?? 0) < $0 } ?? true
     }
-    let rank = { (account: String) in (held[account] ?? 0, lastServed[account] ?? 0, account) }
     guard let account = eligible.keys.min(by: { rank($0) < rank($1) }), heldCount == 0 || hasRoom(),
       let waiter = waiting[account]?.removeFirst()
     else { return nil }
@@ -84,6 +83,11 @@ struct FairQueue {
       lastServed = lastServed.filter { held[$0.key] != nil || waiting[$0.key] != nil }
     }
     return waiter
+  }
+
+  /// The lowest is served next.
+  private func rank(_ account: String) -> (Int, UInt64, String) {
+    (held[account] ?? 0, lastServed[account] ?? 0, account)
   }
 
   mutating func release(_ account: String) {

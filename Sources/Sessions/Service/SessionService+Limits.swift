@@ -1,9 +1,3 @@
-#if canImport(FoundationEssentials)
-  public import FoundationEssentials
-#else
-  public import Foundation
-#endif
-
 /// What a key may use, and what it uses.
 public struct KeyStanding: Hashable, Sendable {
   public let account: KeyAccount

@@ -120,7 +120,7 @@ public actor SessionService {
   private var lastWaiter: UInt64 = 0
   var isShuttingDown = false
   let limits: KeyLimitPolicy
-  /// Places for streams; see ``leaseStream(for:session:)``.
+  /// Places for streams; see ``leaseStream(for:)``.
   public nonisolated let streams: StreamPlaces
   /// The right to run.
   private var places: FairQueue
@@ -685,8 +685,12 @@ public actor SessionService {
   /// The events of a session from a place in its log on, as they come.
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
-  public nonisolated func eventStream(of id: UUID, _ selection: EventStream.Selection) -> EventStream {
-    EventStream(session: id, selection: selection, log: store, hub: hub)
+  ///
+  /// - Parameter lease: see ``leaseStream(for:)``.
+  public nonisolated func eventStream(
+    of id: UUID, _ selection: EventStream.Selection, lease: StreamPlaces.Lease? = nil
+  ) -> EventStream {
+    EventStream(session: id, selection: selection, log: store, hub: hub, lease: lease)
   }
 
   /// Events of a session by number, ascending, after one of them.
