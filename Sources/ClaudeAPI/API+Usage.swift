@@ -90,7 +90,7 @@ extension HTTPFields {
   /// Adds the fields of draft-ietf-httpapi-ratelimit-headers-10 for a limit, if it is one that they can express: what
   /// counts in requests.
   mutating func merge(_ limit: LimitExcess, at now: Timestamp) {
-    let left = max(0, limit.maximum - limit.used)
+    let left = Swift.max(0, limit.maximum - limit.used)
     let name = limit.limit.rawValue
     switch limit.limit {
     case .turnsPerHour:

@@ -1,5 +1,4 @@
 import NIOCore
-import Synchronization
 import Testing
 
 @testable import ClaudeRunner
@@ -33,23 +32,30 @@ import Testing
 }
 
 @Suite struct FairSemaphoreTests {
+  private actor Order {
+    private(set) var served: [String] = []
+
+    func append(_ owner: String) { served.append(owner) }
+  }
+
   @Test func servesOwnersInTurns() async throws {
     let semaphore = FairSemaphore(permits: 0)
-    let served = Mutex<[String]>([])
+    let order = Order()
     var tasks: [Task<Void, Never>] = []
     for (index, owner) in ["a", "a", "a", "b", "c", "a", "b"].enumerated() {
-      tasks.append(
-        Task {
-          _ = await semaphore.acquire(for: owner)
-          served.withLock { $0.append(owner) }
-        })
+      let task = Task { () -> Void in
+        _ = await semaphore.acquire(for: owner)
+        await order.append(owner)
+      }
+      tasks.append(task)
       while semaphore.waiterCount == index { try await Task.sleep(for: .milliseconds(1)) }
     }
     for count in 1...7 {
       semaphore.release()
-      while served.withLock({ $0.count }) < count { try await Task.sleep(for: .milliseconds(1)) }
+      while await order.served.count < count { try await Task.sleep(for: .milliseconds(1)) }
     }
-    #expect(served.withLock { $0 } == ["a", "b", "c", "a", "b", "a", "a"])
+    let served = await order.served
+    #expect(served == ["a", "b", "c", "a", "b", "a", "a"])
     for task in tasks { await task.value }
   }
 

@@ -81,25 +81,31 @@ import Testing
     #expect(deleted.status == 200)
   }
 
+  private final class Answers: Sendable {
+    private let stored = Mutex<[Stack.Answer]>([])
+    var all: [Stack.Answer] { stored.withLock { $0 } }
+    func append(_ answer: Stack.Answer) { stored.withLock { $0.append(answer) } }
+  }
+
   @Test func oneWhoFloodsIsRefusedAlone() async throws {
     // Nobody is so fast by accident: ten at once, and ten a second.
     try await withTenants(nginx: ["--key-rate", "10"]) { bad, good in
-      let refusals = Mutex<[Stack.Answer]>([])
+      let refusals = Answers()
       let flood = (0..<8).map { _ in
         Task {
           while !Task.isCancelled {
             let answer = try await bad.get("/sessions")
-            if answer.status == 429 { refusals.withLock { $0.append(answer) } }
+            if answer.status == 429 { refusals.append(answer) }
           }
         }
       }
-      try await waitUntil { refusals.withLock { $0.count } > 50 }
+      try await waitUntil { refusals.all.count > 50 }
       try await expectService(good)
       for task in flood {
         task.cancel()
         _ = await task.result
       }
-      let refusal = try #require(refusals.withLock { $0.first })
+      let refusal = try #require(refusals.all.first)
       #expect(try refusal.json["code"] == "too_many_requests")
       #expect(refusal.headers.first(name: "retry-after") != nil)
       #expect(refusal.headers.first(name: "content-type") == "application/problem+json")

@@ -85,7 +85,10 @@ import Testing
   @Test func whoIsExemptIsNotLimited() async throws {
     try await withResponder(options: ["--address-rate", "1", "--key-rate", "1", "--max-requests", "1"]) {
       nginx, responder, _ in
-      for _ in 0..<20 { #expect(try await get(nginx, key: Self.key(1)).status == 200) }
+      for _ in 0..<20 {
+        let response = try await get(nginx, key: Self.key(1))
+        #expect(response.status == 200)
+      }
     }
   }
 

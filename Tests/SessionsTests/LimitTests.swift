@@ -105,7 +105,8 @@ import Testing
     #expect(try await store.turn(waiting.id).state == .queued)
     gates.gate("second").open()
     try await withService(runner: gates.runner(), store: store) { service in
-      #expect(try await service.outcome(of: waiting).state == .completed)
+      let outcome = try await service.outcome(of: waiting)
+      #expect(outcome.state == .completed)
     }
   }
 
@@ -155,19 +156,21 @@ import Testing
         ? InMemorySessionStore()
         : try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/store.sqlite"))
       try await withService(store: store, limits: Self.policy(["a": [.sessions: 10]])) { service in
-        let refusals = Mutex<[SessionServiceError]>([])
-        await withTaskGroup { group in
+        let refused = await withTaskGroup(of: SessionServiceError?.self) { group in
           for _ in 0..<100 {
             group.addTask {
               do throws(SessionServiceError) {
                 _ = try await service.create(NewSession(owner: "a"))
+                return nil
               } catch {
-                refusals.withLock { $0.append(error) }
+                return error
               }
             }
           }
+          return await group.reduce(into: [SessionServiceError]()) { all, error in
+            if let error { all.append(error) }
+          }
         }
-        let refused = refusals.withLock { $0 }
         #expect(refused.count == 90)
         for error in refused {
           guard case .limited(let excess) = error else {
