@@ -149,19 +149,23 @@ struct ServerConfiguration: Sendable {
     ]
 
     private static func limit(_ limit: KeyLimit, _ defaultText: String, _ summary: String) -> Setting {
-      Setting(key: "limits.\(limit.rawValue)", kind: .text, defaultText: defaultText, summary: summary)
+      Setting(key: "limits.\(limit.rawValue)", kind: .form(form(limit)), defaultText: defaultText, summary: summary)
     }
 
-    static let all =
-      [
-        stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
-        maximumProcesses,
-        maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
-        maximumPrompt,
-        drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary,
-        sandboxReadOnly,
-        sandboxGroups, maximumStreams, memoryReserve, logLevel,
-      ] + limits.map { $0.setting }
+    static func form(_ limit: KeyLimit) -> String {
+      limit.isMoney ? "an amount of US dollars such as 12.50, or none" : "a whole number of at least 1, or none"
+    }
+
+    private static let listed = [
+      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
+      maximumProcesses,
+      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
+      maximumPrompt,
+      drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      sandboxGroups, maximumStreams, memoryReserve, logLevel,
+    ]
+
+    static let all = listed + limits.map { $0.setting }
   }
 
   /// - Throws: ``SettingsError``, with a sentence that names the setting.
@@ -211,8 +215,7 @@ struct ServerConfiguration: Sendable {
     guard let text = try settings.text(row) else { return nil }
     if text == "none" { return .unlimited }
     guard let amount = limit.amount(text) else {
-      let what = limit.isMoney ? "an amount of US dollars such as 12.50" : "a whole number of at least 1"
-      throw SettingsError(description: "\(row.key) is \"\(text)\", but must be \(what), or none.")
+      throw SettingsError(description: "\(row.key) is \"\(text)\", but must be \(Row.form(limit)).")
     }
     return .maximum(amount)
   }

@@ -141,7 +141,7 @@ import Testing
         let id = try await bad.newSession()
         for _ in 0..<10 {
           let sent = try await bad.post(
-            "/sessions/\(id)/messages", ["prompt": "fake:delay 500"], asynchronously: true)
+            "/sessions/\(id)/messages", ["prompt": "fake:delay 2000"], asynchronously: true)
           #expect(sent.status == 202)
         }
       }
