@@ -97,7 +97,7 @@ struct ServerConfiguration: Sendable {
       summary: "bytes of a prompt")
     static let drainTimeout = Setting(
       key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
-      summary: "how long requests may go on after SIGTERM")
+      summary: "how long running turns may go on after SIGTERM; what waits runs after the next start")
     static let sandboxMode = Setting(
       key: "sandbox.mode", kind: .choice(Sandbox.Mode.allCases.map(\.rawValue)), defaultText: "auto",
       summary: "each CLI in a bubblewrap of its own: auto (where it works), required (or no start), off")

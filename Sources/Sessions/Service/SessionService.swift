@@ -102,7 +102,10 @@ public actor SessionService {
   private var cancelling: Set<UUID> = []
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
-  var isShuttingDown = false
+  /// No turn starts any more; see ``shutdown(patience:)``.
+  var isDraining = false
+  /// Nor is anything waited for.
+  private var isShuttingDown = false
   private var purging: Task<Void, Never>?
 
   public init(
@@ -156,26 +159,37 @@ public actor SessionService {
   /// shutdown begins; clients come back with their cursors.
   public nonisolated func endStreams() { hub.endAll() }
 
-  /// Takes no more messages and ends the running turns, which are kept as interrupted. Messages that wait stay
-  /// accepted and run after the next start. Returns when no turn runs.
-  public func shutdown() async {
-    isShuttingDown = true
+  /// Starts no more turns and lets those that run come to their end. What still runs after `patience` is ended and
+  /// kept as interrupted. Messages that wait, and those that still come, are kept and run after the next start; who
+  /// waits for one of them is told so. Returns when no turn runs.
+  public func shutdown(patience: Duration = .zero) async {
+    isDraining = true
     purging?.cancel()
-    hub.endAll()
-    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
-    for task in work.values.compactMap(\.task) { await task.value }
-    let left = waiters
-    waiters = [:]
-    for continuation in left.values.flatMap(\.values) {
-      continuation.resume(throwing: SessionServiceError.shuttingDown)
+    for turn in work.values.flatMap(\.queue) { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
+    let limit = Task {
+      do { try await Task.sleep(for: patience) } catch { return }
+      // More than once, as a turn may not have reached the runner yet.
+      while true {
+        await self.interruptAll()
+        do { try await Task.sleep(for: .milliseconds(100)) } catch { return }
+      }
     }
+    for task in work.values.compactMap(\.task) { await task.value }
+    limit.cancel()
+    await limit.value
+    isShuttingDown = true
+    hub.endAll()
+  }
+
+  private func interruptAll() async {
+    isShuttingDown = true
+    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
   }
 
   // MARK: Sessions
 
   /// Creates a session with its directories and, if there is an initial prompt, its first turn.
   public func create(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession {
-    guard !isShuttingDown else { throw .shuttingDown }
     let id = UUID()
     let now = Timestamp.now()
     if let claim = new.idempotency, let earlier = try await earlierSession(claim, now) { return earlier }
@@ -299,7 +313,6 @@ public actor SessionService {
     _ prompt: String, for id: UUID, options: JSONText = "{}", owner: String? = nil,
     idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> AcceptedMessage {
-    guard !isShuttingDown else { throw .shuttingDown }
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
@@ -356,9 +369,18 @@ public actor SessionService {
     work[turn.sessionID]?.queue.firstIndex { $0.id == turn.id }.map { $0 + 1 }
   }
 
-  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then.
+  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then. One that runs
+  /// only after the next start isn't waited for.
   public func outcome(of turn: Turn, within patience: Duration) async throws -> Turn {
     if turn.state.isFinal { return turn }
+    do {
+      return try await endedTurn(turn, within: patience)
+    } catch SessionServiceError.postponed(let turn) {
+      return turn
+    }
+  }
+
+  private func endedTurn(_ turn: Turn, within patience: Duration) async throws -> Turn {
     let ended: Turn? = try await withThrowingTaskGroup(of: Turn?.self) { group in
       group.addTask { try await self.outcome(of: turn) }
       group.addTask {
@@ -381,7 +403,7 @@ public actor SessionService {
     else {
       let turn = try await turn(id, of: sessionID)
       // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
-      throw turn.state == .queued && isShuttingDown ? .shuttingDown : .turnState(turn.state)
+      throw turn.state == .queued && isDraining ? .shuttingDown : .turnState(turn.state)
     }
     cancelling.insert(id)
     defer { cancelling.remove(id) }
@@ -403,14 +425,15 @@ public actor SessionService {
 
   /// Waits for the end of a turn. When the waiting task is cancelled, the turn goes on.
   ///
-  /// - Throws: ``SessionServiceError``, or `CancellationError`.
+  /// - Throws: ``SessionServiceError``, such as `postponed` if the server ends before the turn begins, or
+  ///   `CancellationError`.
   public func outcome(of turn: Turn) async throws -> Turn {
     if turn.state.isFinal { return turn }
     guard isUnfinished(turn) else {
       let current = try await fromStore { () throws(SessionStoreError) in try await self.store.turn(turn.id) }
       // It may have ended, or begun to wait again, in the meantime.
       if current.state.isFinal { return current }
-      guard isUnfinished(turn) else { throw SessionServiceError.shuttingDown }
+      guard isUnfinished(turn) else { throw SessionServiceError.postponed(current) }
       return try await wait(for: turn)
     }
     return try await wait(for: turn)
@@ -419,7 +442,7 @@ public actor SessionService {
   private func isUnfinished(_ turn: Turn) -> Bool {
     if cancelling.contains(turn.id) { return true }
     guard let work = work[turn.sessionID] else { return false }
-    return work.running?.id == turn.id || work.queue.contains { $0.id == turn.id }
+    return work.running?.id == turn.id || (!isDraining && work.queue.contains { $0.id == turn.id })
   }
 
   private func wait(for turn: Turn) async throws -> Turn {
@@ -452,6 +475,7 @@ public actor SessionService {
   // MARK: Work
 
   private func schedule(_ turn: Turn) {
+    if isDraining { return resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
     let id = turn.sessionID
     enqueue(turn)
     guard work[id]?.task == nil, !heldSessions.contains(id) else { return }
@@ -474,7 +498,7 @@ public actor SessionService {
         continue
       }
       // What waits is in the store and runs after the next start.
-      if isShuttingDown { break }
+      if isDraining { break }
       work[id]?.queue.removeFirst()
       work[id]?.running = next
       let result = await run(next)
