@@ -53,12 +53,12 @@ struct Responder {
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
+    let api = API(
+      service: service, configuration: apiConfiguration, keys: keys,
+      files: FilesAPI(service: service, workspaces: workspaces))
     let server = FastCGIServer(
-      responder: API(
-        service: service, configuration: apiConfiguration,
-        keys: WatchedKeyStore(store, stateDirectory: configuration.stateDirectory),
-        files: FilesAPI(service: service, workspaces: workspaces)
-      ).responder(),
+      responder: api.responder(),
       configuration: transportConfiguration(address, watchdog), logger: logger,
       onListening: {
         await runner.killStrays()
@@ -78,7 +78,8 @@ struct Responder {
     try await ServiceGroup(
       // They are stopped from the last to the first.
       services: [
-        server, Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
+        server, StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
@@ -186,5 +187,18 @@ private struct Drain: Service {
       logger.error("The service manager can't be reached", metadata: ["error": "\(error)"])
     }
     await service.shutdown(patience: patience)
+  }
+}
+
+/// Runs a ``StreamRevocation`` until the end.
+private struct StreamRevocationService: Service {
+  let revocation: StreamRevocation
+
+  init(_ revocation: StreamRevocation) {
+    self.revocation = revocation
+  }
+
+  func run() async throws {
+    await cancelWhenGracefulShutdown { await revocation.run() }
   }
 }
