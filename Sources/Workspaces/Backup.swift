@@ -39,13 +39,9 @@ extension Workspaces {
     }
   }
 
-  /// Brings what was written to the disk.
-  public func synchronize() async throws {
-    try await Self.runLong { [rootDescriptor, configurationDescriptor] in
-      guard syncfs(rootDescriptor) == 0, syncfs(configurationDescriptor) == 0 else {
-        throw WorkspaceError(operation: "syncfs", errno: errno)
-      }
-    }
+  /// Brings all that was written to the disk.
+  public static func synchronize() async throws {
+    try await runLong { sync() }
   }
 
   private static func copyTree(_ name: String, from source: CInt, to target: CInt) throws {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Glibc
 import SQLiteStore
 import Sessions
 import Workspaces
@@ -75,7 +76,7 @@ struct Backup: AsyncParsableCommand {
     do {
       let count = try await copy(configuration, state, partial)
       guard rename(partial.directory, target) == 0 else {
-        throw WorkspaceError(operation: "rename \(partial.directory)", errno: errno)
+        throw CommandFailure("rename \(partial.directory)")
       }
       print("\(target): \(count) sessions")
     } catch {
@@ -106,7 +107,7 @@ struct Backup: AsyncParsableCommand {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     try encoder.encode(manifest).write(to: target.manifest)
-    try await copy.synchronize()
+    try await Workspaces.synchronize()
     return sessions.count
   }
 }
@@ -138,7 +139,7 @@ struct Restore: AsyncParsableCommand {
     // Until it has its name, nothing is restored.
     let store = SQLiteStoreConfiguration(path: state.directory + "/restored.sqlite")
     guard unlink(store.path) == 0 || errno == ENOENT else {
-      throw WorkspaceError(operation: "unlink \(store.path)", errno: errno)
+      throw CommandFailure("unlink \(store.path)")
     }
     try await SQLiteSessionStore.backup(backup.store, to: store.path)
     let sessions = try await sessions(of: store)
@@ -152,11 +153,11 @@ struct Restore: AsyncParsableCommand {
       }
     }
     try await target.copyShares(from: source)
-    try await target.synchronize()
+    try await Workspaces.synchronize()
     guard rename(store.path, state.store.path) == 0 else {
-      throw WorkspaceError(operation: "rename \(store.path)", errno: errno)
+      throw CommandFailure("rename \(store.path)")
     }
-    try await target.synchronize()
+    try await Workspaces.synchronize()
     print("\(state.directory): \(sessions.count) sessions")
   }
 
@@ -178,10 +179,18 @@ struct Restore: AsyncParsableCommand {
 
   /// What root restores for another user would be out of that one's reach.
   private func checkUser(_ directory: String) throws {
-    var status = stat()
-    guard stat(directory, &status) == 0, status.st_uid != geteuid() else { return }
+    guard access(directory, F_OK) == 0 else { return }
+    let owner = try FileManager.default.attributesOfItem(atPath: directory)[.ownerAccountID] as? NSNumber
+    guard owner?.uint32Value != geteuid() else { return }
     throw ValidationError("\(directory) belongs to another user, who has to restore it.")
   }
+}
+
+/// A system call that failed. To be made right after it.
+private struct CommandFailure: Error, CustomStringConvertible {
+  let description: String
+
+  init(_ call: String) { description = "\(call): \(String(cString: strerror(errno)))" }
 }
 
 private func complain(_ sentence: String) throws {

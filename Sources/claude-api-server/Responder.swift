@@ -66,7 +66,9 @@ struct Responder {
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(
-            "There are no keys: every program on this machine may use this server, and nobody else",
+            configuration.requiresKeys
+              ? "There are no keys: nobody may use this server"
+              : "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
         }
         examination.withLock { $0 = Task { await report(runner) } }
@@ -132,6 +134,7 @@ struct Responder {
     var api = APIConfiguration(version: Server.version, model: model)
     api.maximumBodyBytes = configuration.maximumBody
     api.maximumPromptBytes = configuration.maximumPrompt
+    api.requiresKeys = configuration.requiresKeys
     return api
   }
 

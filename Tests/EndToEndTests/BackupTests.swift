@@ -19,8 +19,10 @@ import Testing
       let files = FileManager.default
       let id = try await stack.createSession()
       #expect(try await stack.say("remember 7341", to: id) == "1: remember 7341")
-      try Data("kept".utf8).write(to: URL(filePath: "\(stack.workspaceRoot)/\(id)/file"))
-      let share = try await stack.post("/sessions/\(id)/shares", ["path": "file"])
+      let folder = "\(stack.workspaceRoot)/\(id)/folder"
+      try files.createDirectory(atPath: folder, withIntermediateDirectories: false)
+      try Data("kept".utf8).write(to: URL(filePath: folder + "/file"))
+      let share = try await stack.post("/sessions/\(id)/shares", ["path": "folder"])
       let link = try #require(try share.json["href"]?.stringValue, "\(share.text)")
       // A turn that runs is in the backup as one that was interrupted.
       let other = try await stack.createSession()
@@ -53,8 +55,9 @@ import Testing
       try await stack.startResponder()
       #expect(try await stack.get("/sessions").json["count"] == 2)
       #expect(try await stack.say("which?", to: id) == "2: remember 7341 | which?")
-      #expect(try await stack.get("/sessions/\(id)/files/file").text == "kept")
-      #expect(try await stack.get(link).text == "kept")
+      #expect(text(of: folder + "/file") == "kept")
+      let listing = try await stack.get(link, headers: ["Accept": "application/json"])
+      #expect(listing.status == 200 && listing.text.contains("\"file\""), "\(listing.text)")
       #expect(try await stack.get("/sessions/\(other)/turns").json["turns"]?.arrayValue?[0]["state"] == "interrupted")
     }
   }

@@ -106,6 +106,16 @@ import Testing
     }
   }
 
+  /// One changed line, or another proxy in front, doesn't open a server that has no keys.
+  @Test func aProxyInFrontIsNotThisMachine() async throws {
+    try await Stack.run { stack in
+      #expect(try await stack.get("/sessions").status == 200)
+      let behind = try await stack.get("/sessions", headers: ["X-Forwarded-For": "127.0.0.1"])
+      #expect(behind.status == 403)
+      #expect(try behind.json["code"] == "no_keys")
+    }
+  }
+
   // MARK: Shortcuts
 
   private func message(_ stack: Stack, _ id: String, _ prompt: String, key: String) async throws -> Stack.Answer {

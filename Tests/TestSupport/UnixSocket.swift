@@ -39,7 +39,7 @@ public final class UnixSocket: Sendable {
   /// The next datagram, or nil if there is none yet.
   public func receive() throws -> String? {
     var buffer = [UInt8](repeating: 0, count: 4096)
-    let count = recv(descriptor, &buffer, buffer.count, Int32(MSG_DONTWAIT.rawValue))
+    let count = recv(descriptor, &buffer, buffer.count, Int32(MSG_DONTWAIT))
     if count >= 0 { return String(decoding: buffer[..<count], as: UTF8.self) }
     guard errno == EAGAIN || errno == EINTR else { throw SystemError(call: "recv") }
     return nil
