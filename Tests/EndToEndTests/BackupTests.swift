@@ -1,5 +1,6 @@
 import Foundation
 import JSONSupport
+import NIOHTTP1
 import TestSupport
 import Testing
 
