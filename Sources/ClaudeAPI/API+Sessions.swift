@@ -54,7 +54,12 @@ extension API {
       }
     }
     if let turn = firstTurn {
-      outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+      do {
+        outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+      } catch SessionServiceError.postponed(let turn) {
+        // The session is what was asked for; its first turn comes after the restart.
+        outcome = turn
+      }
     }
     // With the time of its last use as it is now.
     let current = service.cachedSession(created.session.id) ?? created.session

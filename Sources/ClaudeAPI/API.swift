@@ -29,7 +29,7 @@ public struct API: Sendable {
     service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
   ) {
     self.service = service
-    authenticator = keys.map { Authenticator(keys: $0, service: service) }
+    authenticator = keys.map { Authenticator(keys: $0, service: service, requiresKeys: configuration.requiresKeys) }
     self.configuration = configuration
     self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)

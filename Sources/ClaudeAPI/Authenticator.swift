@@ -16,21 +16,28 @@ struct Authenticator: Sendable {
   let keys: any KeyStore
   let service: SessionService
   let wrongKeys = WrongKeys()
+  /// Whether nobody is answered as long as there are no keys.
+  var requiresKeys = false
 
   // MARK: Who it is
 
   /// - Parameters:
   ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
-  ///   - address: the client's address, from the web server.
+  ///   - address: the client's address, from the web server; nil if it isn't certain. See ``ClientAddress``.
   /// - Returns: nil if there are no keys and the client needs none.
-  func principal(showing shown: String?, from address: String?) async throws(Problem) -> Principal? {
+  func principal(
+    showing shown: String?, from address: @autoclosure () -> String?
+  ) async throws(Problem) -> Principal? {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
     guard found.hasKeys else {
-      guard Self.isLoopback(address) else {
+      guard !requiresKeys, ClientAddress.isLoopback(address()) else {
         throw Problem(
           .forbidden, "no_keys",
-          "This server has no keys yet and answers only on its own machine; claude-api-server keys create makes one.")
+          requiresKeys
+            ? "This server has no keys yet and answers nobody without one; claude-api-server keys create makes one."
+            : "This server has no keys yet and answers only on its own machine, and not behind another proxy; "
+              + "claude-api-server keys create makes one.")
       }
       return nil
     }
@@ -85,11 +92,6 @@ struct Authenticator: Sendable {
     }
     guard let first = shown.first else { return nil }
     return shown.allSatisfy { $0 == first } ? first : ""
-  }
-
-  private static func isLoopback(_ address: String?) -> Bool {
-    guard let address else { return false }
-    return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
   }
 
   // MARK: What it may

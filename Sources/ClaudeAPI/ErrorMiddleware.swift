@@ -106,6 +106,13 @@ extension Problem {
         .serviceUnavailable, "shutting_down",
         "The server is about to stop. A message that was accepted before is kept and runs after the next start.",
         retryAfter: 5)
+    case .postponed(let turn):
+      self.init(
+        .serviceUnavailable, "shutting_down",
+        "The server is about to restart. The message is accepted and runs after that: get its turn at the Location, or "
+          + "repeat the request with the Idempotency-Key that it had. Without one a repetition is another message.",
+        retryAfter: 5)
+      self.turn = turn
     case .diskFull:
       self.init(.registered(507), "disk_full", "The disk is full.")
     case .workspace:

@@ -16,6 +16,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var allow: String?
   /// What was decided, for a decision that came too late.
   public var approval: Approval?
+  /// The turn that the request made, although it failed.
+  public var turn: Turn?
   /// How to authenticate, for a 401.
   public var challenge: String?
   /// The limit of a key that was reached.
@@ -37,6 +39,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
+    if let turn { headers[.location] = API.path(of: turn) }
     if let challenge { headers[.wwwAuthenticate] = challenge }
     if let limit { headers.merge(limit, at: .now()) }
     var json = JSONWriter()
@@ -48,6 +51,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("code", code)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
       if let limit { json.field("limit", object: { $0.members(limit) }) }
+      if let turn { json.field("turn_id", turn.id.lowercaseString) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }
     }
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))

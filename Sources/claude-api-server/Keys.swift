@@ -11,17 +11,10 @@ struct Keys: AsyncParsableCommand {
     subcommands: [Create.self, List.self, Limit.self, Rotate.self, Revoke.self])
 
   struct Location: ParsableArguments {
-    @Option(help: "The server's state directory (default as for serve).")
-    var stateDir: String?
+    @OptionGroup var state: StateLocation
 
     func withStore<T>(_ body: (SQLiteSessionStore, WatchedKeyStore) async throws -> T) async throws -> T {
-      let configuration: ServerConfiguration
-      do {
-        configuration = try await ServerConfiguration(
-          arguments: stateDir.map { ["--state-dir=\($0)"] } ?? [], environment: ProcessInfo.processInfo.environment)
-      } catch let error as SettingsError {
-        throw ValidationError("\(error)")
-      }
+      let configuration = try await state.configuration()
       let store = try await SQLiteSessionStore.open(
         SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
       do {

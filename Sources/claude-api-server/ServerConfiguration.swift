@@ -23,6 +23,7 @@ struct ServerConfiguration: Sendable {
   var maximumBody: Int
   var maximumPrompt: Int
   var drainTimeout: Duration
+  var requiresKeys: Bool
   var sandbox: Sandbox
   var logLevel: String
   /// For keys that have no own ones. That of running turns has a default elsewhere.
@@ -102,7 +103,10 @@ struct ServerConfiguration: Sendable {
       summary: "bytes of a prompt")
     static let drainTimeout = Setting(
       key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
-      summary: "how long requests may go on after SIGTERM")
+      summary: "how long running turns may go on after SIGTERM; what waits runs after the next start")
+    static let keysRequired = Setting(
+      key: "keys.required", kind: .choice(["yes", "no"]), defaultText: "no",
+      summary: "answer nobody as long as there are no keys, instead of those on the same machine")
     static let sandboxMode = Setting(
       key: "sandbox.mode", kind: .choice(Sandbox.Mode.allCases.map(\.rawValue)), defaultText: "auto",
       summary: "each CLI in a bubblewrap of its own: auto (where it works), required (or no start), off")
@@ -123,7 +127,7 @@ struct ServerConfiguration: Sendable {
       summary: "what a session may read besides /usr, as absolute paths")
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "none",
-      summary: "directories of control groups that are the server's to divide, such as a delegated one of systemd")
+      summary: "directories of control groups that are the server's to divide; delegated: that of its systemd unit")
     static let logLevel = Setting(
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
@@ -161,7 +165,8 @@ struct ServerConfiguration: Sendable {
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
-      drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      drainTimeout, keysRequired, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary,
+      sandboxReadOnly,
       sandboxGroups, maximumStreams, memoryReserve, logLevel,
     ]
 
@@ -192,6 +197,7 @@ struct ServerConfiguration: Sendable {
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
+    requiresKeys = try settings.text(Row.keysRequired) == "yes"
     sandbox = Sandbox(
       mode: try settings.text(Row.sandboxMode).flatMap { Sandbox.Mode(rawValue: $0) } ?? .auto,
       maximumProcesses: try settings.integer(Row.sandboxProcesses) ?? 512,
@@ -222,6 +228,7 @@ struct ServerConfiguration: Sendable {
 
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
     let paths = try settings.list(row) ?? []
+    if row == Row.sandboxGroups, paths == [DelegatedControlGroup.setting] { return paths }
     guard paths.allSatisfy({ $0.hasPrefix("/") }) else {
       throw SettingsError(description: "\(row.key) must be absolute paths.")
     }

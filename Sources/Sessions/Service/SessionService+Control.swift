@@ -181,7 +181,6 @@ extension SessionService {
   public func fork(
     _ id: UUID, name: String? = nil, owner: String? = nil, idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> CreatedSession {
-    guard !isShuttingDown else { throw .shuttingDown }
     if let idempotency, let earlier = try await earlierSession(idempotency, .now()) { return earlier }
     return try await held(id) { () async throws(SessionServiceError) -> CreatedSession in
       try await self.makeFork(id, name: name, owner: owner, idempotency)
@@ -270,7 +269,7 @@ extension SessionService {
     defer {
       heldSessions.remove(id)
       if let waiting = work[id] {
-        if waiting.queue.isEmpty {
+        if waiting.queue.isEmpty || isDraining {
           work[id] = nil
         } else {
           work[id]?.task = Task { await self.workOff(id) }

@@ -118,7 +118,10 @@ public actor SessionService {
   private var cancelling: Set<UUID> = []
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
-  var isShuttingDown = false
+  /// No turn starts any more; see ``shutdown(patience:)``.
+  var isDraining = false
+  /// Nor is anything waited for.
+  private var isShuttingDown = false
   let limits: KeyLimitPolicy
   /// Places for streams; see ``leaseStream(for:)``.
   public nonisolated let streams: StreamPlaces
@@ -183,28 +186,39 @@ public actor SessionService {
   /// shutdown begins; clients come back with their cursors.
   public nonisolated func endStreams() { hub.endAll() }
 
-  /// Takes no more messages and ends the running turns, which are kept as interrupted. Messages that wait stay
-  /// accepted and run after the next start. Returns when no turn runs.
-  public func shutdown() async {
-    isShuttingDown = true
+  /// Starts no more turns and lets those that run come to their end. What still runs after `patience` is ended and
+  /// kept as interrupted. Messages that wait, and those that still come, are kept and run after the next start; who
+  /// waits for one of them is told so. Returns when no turn runs.
+  public func shutdown(patience: Duration = .zero) async {
+    isDraining = true
     purging?.cancel()
     roomWatch?.cancel()
-    hub.endAll()
     for waiter in places.removeAll() { waiter.continuation.resume(returning: false) }
-    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
-    for task in work.values.compactMap(\.task) { await task.value }
-    let left = waiters
-    waiters = [:]
-    for continuation in left.values.flatMap(\.values) {
-      continuation.resume(throwing: SessionServiceError.shuttingDown)
+    for turn in work.values.flatMap(\.queue) { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
+    let limit = Task {
+      do { try await Task.sleep(for: patience) } catch { return }
+      // More than once, as a turn may not have reached the runner yet.
+      while true {
+        await self.interruptAll()
+        do { try await Task.sleep(for: .milliseconds(100)) } catch { return }
+      }
     }
+    for task in work.values.compactMap(\.task) { await task.value }
+    limit.cancel()
+    await limit.value
+    isShuttingDown = true
+    hub.endAll()
+  }
+
+  private func interruptAll() async {
+    isShuttingDown = true
+    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
   }
 
   // MARK: Sessions
 
   /// Creates a session with its directories and, if there is an initial prompt, its first turn.
   public func create(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession {
-    guard !isShuttingDown else { throw .shuttingDown }
     let id = UUID()
     let now = Timestamp.now()
     if let claim = new.idempotency, let earlier = try await earlierSession(claim, now) { return earlier }
@@ -340,7 +354,6 @@ public actor SessionService {
     _ prompt: String, for id: UUID, options: JSONText = "{}", owner: String? = nil,
     idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> AcceptedMessage {
-    guard !isShuttingDown else { throw .shuttingDown }
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
@@ -400,9 +413,18 @@ public actor SessionService {
     return index + 1 + (places.position(of: turn.sessionID) ?? 0)
   }
 
-  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then.
+  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then. One that runs
+  /// only after the next start isn't waited for.
   public func outcome(of turn: Turn, within patience: Duration) async throws -> Turn {
     if turn.state.isFinal { return turn }
+    do {
+      return try await endedTurn(turn, within: patience)
+    } catch SessionServiceError.postponed(let turn) {
+      return turn
+    }
+  }
+
+  private func endedTurn(_ turn: Turn, within patience: Duration) async throws -> Turn {
     let ended: Turn? = try await withThrowingTaskGroup(of: Turn?.self) { group in
       group.addTask { try await self.outcome(of: turn) }
       group.addTask {
@@ -425,7 +447,7 @@ public actor SessionService {
     else {
       let turn = try await turn(id, of: sessionID)
       // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
-      throw turn.state == .queued && isShuttingDown ? .shuttingDown : .turnState(turn.state)
+      throw turn.state == .queued && isDraining ? .shuttingDown : .turnState(turn.state)
     }
     if work[sessionID]?.queue.isEmpty == true { withdraw(sessionID) }
     cancelling.insert(id)
@@ -448,14 +470,15 @@ public actor SessionService {
 
   /// Waits for the end of a turn. When the waiting task is cancelled, the turn goes on.
   ///
-  /// - Throws: ``SessionServiceError``, or `CancellationError`.
+  /// - Throws: ``SessionServiceError``, such as `postponed` if the server ends before the turn begins, or
+  ///   `CancellationError`.
   public func outcome(of turn: Turn) async throws -> Turn {
     if turn.state.isFinal { return turn }
     guard isUnfinished(turn) else {
       let current = try await fromStore { () throws(SessionStoreError) in try await self.store.turn(turn.id) }
       // It may have ended, or begun to wait again, in the meantime.
       if current.state.isFinal { return current }
-      guard isUnfinished(turn) else { throw SessionServiceError.shuttingDown }
+      guard isUnfinished(turn) else { throw SessionServiceError.postponed(current) }
       return try await wait(for: turn)
     }
     return try await wait(for: turn)
@@ -464,7 +487,7 @@ public actor SessionService {
   private func isUnfinished(_ turn: Turn) -> Bool {
     if cancelling.contains(turn.id) { return true }
     guard let work = work[turn.sessionID] else { return false }
-    return work.running?.id == turn.id || work.queue.contains { $0.id == turn.id }
+    return work.running?.id == turn.id || (!isDraining && work.queue.contains { $0.id == turn.id })
   }
 
   private func wait(for turn: Turn) async throws -> Turn {
@@ -497,6 +520,7 @@ public actor SessionService {
   // MARK: Work
 
   private func schedule(_ turn: Turn) {
+    if isDraining { return resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
     let id = turn.sessionID
     enqueue(turn)
     guard work[id]?.task == nil, !heldSessions.contains(id) else { return }
@@ -522,12 +546,12 @@ public actor SessionService {
         continue
       }
       // What waits is in the store and runs after the next start.
-      if isShuttingDown { break }
+      if isDraining { break }
       let account = await account(of: id)
       guard await takePlace(id, account) else { continue }
       defer { giveBack(account) }
       // Much may have happened meanwhile.
-      guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isShuttingDown else { continue }
+      guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isDraining else { continue }
       work[id]?.queue.removeFirst()
       work[id]?.running = next
       let result = await run(next)
@@ -547,7 +571,7 @@ public actor SessionService {
   ///
   /// - Returns: false if it was withdrawn.
   private func takePlace(_ id: UUID, _ account: KeyAccount) async -> Bool {
-    guard work[id]?.isDeleted == false, work[id]?.queue.isEmpty == false, !isShuttingDown else { return false }
+    guard work[id]?.isDeleted == false, work[id]?.queue.isEmpty == false, !isDraining else { return false }
     return await withCheckedContinuation { continuation in
       places.add(
         FairQueue.Waiter(
@@ -563,7 +587,7 @@ public actor SessionService {
 
   private func givePlaces() {
     while let waiter = places.next(hasRoom: configuration.hasRoom) { waiter.continuation.resume(returning: true) }
-    guard places.waitingCount > 0, roomWatch == nil, !isShuttingDown, !configuration.hasRoom() else { return }
+    guard places.waitingCount > 0, roomWatch == nil, !isDraining, !configuration.hasRoom() else { return }
     roomWatch = Task { [weak self, interval = configuration.roomInterval] in
       do { try await Task.sleep(for: interval) } catch { return }
       await self?.askForRoom()

@@ -23,6 +23,8 @@ public enum SessionServiceError: Error, Hashable, Sendable {
   case idempotencyMismatch
   /// The server is about to end; what was accepted is kept and goes on after the next start.
   case shuttingDown
+  /// The turn is accepted, and begins only after the next start of the server.
+  case postponed(Turn)
   /// There is no room for what the request needs.
   case diskFull
   /// The directories of the session can't be made or removed.
