@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -155,6 +156,11 @@ class Stack:
     def memory(self):
         """Bytes that are resident."""
         return self.status("VmRSS") * 1024
+
+    @property
+    def descriptors(self):
+        """How many descriptors the programs may have open, as scripts/render-nginx sees it."""
+        return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65_536)
 
     @property
     def threads(self):

@@ -1,7 +1,6 @@
 """Events on their way from the CLI to those who follow a session."""
 
 import json
-import os
 import statistics
 import time
 
@@ -96,9 +95,8 @@ def bench_idle(stack, _options):
         readers.wait_until_open()
     time.sleep(0.5)
     measure_idle(stack, sessions, 10_000, "at the responder's socket", Readers.open_directly)
-    # Each takes two of nginx's connections, and a worker takes no more when it comes near its limit.
-    descriptors = min(os.sysconf("SC_OPEN_MAX"), 65_536)
-    through = min(10_000, min(16_384, descriptors // 2) * (os.cpu_count() or 1) // 2 * 3 // 4)
+    # Each takes two of nginx's connections, and one worker may get most of them.
+    through = min(10_000, min(16_384, stack.descriptors // 2) * 9 // 20)
     measure_idle(stack, sessions, through, "through nginx", Readers.open)
 
 
