@@ -74,6 +74,7 @@ actor Connection: Reactor.Handler {
   private static let sendTimeoutSeconds: UInt32 = 5
   /// How long a web server that was asked to close a connection at rest may take.
   private static let closingTimeout = Duration.seconds(1)
+  private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
   private let descriptor: CInt
@@ -232,7 +233,7 @@ actor Connection: Reactor.Handler {
     if input.readableBytes == 0 { input = ByteBuffer() }
     let number = environment.nextRequestNumber()
     var logger = environment.logger
-    logger[metadataKey: "hb.request.id"] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
+    logger[metadataKey: Self.requestIDKey] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
     let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
     let source = FastCGIRequestContextSource(logger: logger, parameters: decoded.parameters)
     var exchange = Exchange(
@@ -286,7 +287,7 @@ actor Connection: Reactor.Handler {
         try await response.body.write(writer)
         await send(number, ByteBuffer(responseHead: response), writer.body)
       } else {
-        await stream(number, response, source.logger)
+        await startStream(number, response, source.logger[metadataKey: Self.requestIDKey])
       }
     } catch {
       // A cancelled handler's failure is the consequence of its client's departure.
@@ -297,20 +298,39 @@ actor Connection: Reactor.Handler {
     }
   }
 
-  private nonisolated func stream(_ number: UInt64, _ response: Response, _ logger: Logger) async {
+  /// Sends the head at once, so that a stream's client learns that it is connected before the first event, and has
+  /// the body written by a task of its own: that of the handler has been through the whole application, and what it
+  /// took for that it would keep to its end.
+  private func startStream(_ number: UInt64, _ response: Response, _ requestID: Logger.MetadataValue?) {
+    guard case .answering(var exchange) = state, exchange.number == number else { return }
+    park(&exchange)
+    let body = response.body
+    // Not detached: it goes on with the values of the handler's task.
+    exchange.task = Task(executorPreference: reactor) { await self.stream(number, body, requestID) }
+    state = .answering(exchange)
+    sendStdout(ByteBuffer(responseHead: response), exchange.requestID)
+  }
+
+  private nonisolated func stream(
+    _ number: UInt64, _ body: ResponseBody, _ requestID: Logger.MetadataValue?
+  ) async {
     do {
-      // The head goes out at once: a stream's client learns that it is connected before the first event.
-      try await beginStream(number, ByteBuffer(responseHead: response))
-      try await response.body.write(BodyWriter(connection: self, number: number))
+      try await body.write(BodyWriter(connection: self, number: number))
       // A body that forgets to finish must not leave the client waiting.
       await endStream(number)
     } catch {
-      if !(error is ConnectionClosed), !Task.isCancelled {
-        logger.error("The body of an answer failed", metadata: ["error": "\(error)"])
-      }
+      report(error, requestID)
       // What has been sent can't be taken back. Without an end of request the web server knows that it's torn.
       await abort(number)
     }
+  }
+
+  /// Apart from its caller, whose frame every stream holds.
+  @inline(never)
+  private nonisolated func report(_ error: any Error, _ requestID: Logger.MetadataValue?) {
+    if error is ConnectionClosed || Task.isCancelled { return }
+    environment.logger.error(
+      "The body of an answer failed", metadata: ["error": "\(error)", Self.requestIDKey: requestID ?? "-"])
   }
 
   /// Sends a whole answer.
@@ -331,13 +351,6 @@ actor Connection: Reactor.Handler {
     sendStdout(head, exchange.requestID)
     sendStdout(body, exchange.requestID)
     sendEnd(exchange)
-  }
-
-  private func beginStream(_ number: UInt64, _ head: ByteBuffer) throws(ConnectionClosed) {
-    guard case .answering(var exchange) = state, exchange.number == number else { throw ConnectionClosed() }
-    park(&exchange)
-    state = .answering(exchange)
-    sendStdout(head, exchange.requestID)
   }
 
   /// Leaves libfcgi: from here on the answer is written by this file, and a stream at rest costs no buffers.

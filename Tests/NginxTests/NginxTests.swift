@@ -129,6 +129,20 @@ import Testing
     }
   }
 
+  @Test func anEventSourceIsNotAnsweredWhileTheResponderIsDown() async throws {
+    try await withTemporaryDirectory { directory in
+      try await Nginx.with(in: directory, socket: directory + "/none.sock") { nginx in
+        let stream = "GET /sessions/x/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+        let connection = try RawConnection(port: nginx.port)
+        try await connection.send(stream + "Sec-Fetch-Mode: cors\r\n\r\n")
+        #expect(try await connection.receive { _ in false } == [])
+        // A program is told what is the matter.
+        let told = try await exchange(port: nginx.port, Array((stream + "Connection: close\r\n\r\n").utf8))
+        #expect(told.status == 502)
+      }
+    }
+  }
+
   @Test func answersToHEADHaveNoBody() async throws {
     try await withTemporaryDirectory { directory in
       try await Nginx.with(in: directory, socket: directory + "/none.sock") { nginx in

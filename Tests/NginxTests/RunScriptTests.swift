@@ -81,10 +81,16 @@ import Testing
       let stage = try await Stage(directory: directory)
       let responder = try healthy(path: stage.state + "/run/responder.sock")
       defer { responder.stop() }
+      // What a killed nginx left of a request.
+      let leftover = stage.state + "/nginx/tmp/body/0000000001"
+      try FileManager.default.createDirectory(
+        atPath: stage.state + "/nginx/tmp/body", withIntermediateDirectories: true)
+      try Data("half".utf8).write(to: URL(fileURLWithPath: leftover))
       let script = try stage.run(["--workspace-root", directory + "/work"])
       do {
         try await stage.waitUntilReady(script)
         #expect(try await status(port: stage.port) == 200)
+        #expect(!FileManager.default.fileExists(atPath: leftover))
 
         // The same state directory and the same port are both refused, and the first run goes on.
         let second = try stage.run(["--port", "\(try freePort())"], log: directory + "/second")

@@ -12,6 +12,10 @@ public struct FilesConfiguration: Sendable {
   public var uploadLifetime: Duration = .seconds(86_400)
   /// How long a share lasts at most. Default 30 days.
   public var maximumShareLifetime: Duration = .seconds(86_400 * 30)
+  /// Bytes of a file that the responder sends by itself, if it is in the kernel's cache: nginx closes the connection
+  /// to the responder with each file that it is told to send, and that costs more than the bytes. Default 16 KiB; with
+  /// 0, nginx sends all files.
+  public var maximumDirectBytes = 16 << 10
 
   public init() {}
 }
