@@ -33,6 +33,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as RelativePath.Malformation: return Problem(error)
     case let error as UploadError: return Problem(error)
     case let error as ShareError: return Problem(error)
+    case let error as GitError: return Problem(error)
     case MultipartError.malformed:
       return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
     case MultipartError.tooManyParts:

@@ -49,8 +49,12 @@ struct StagedFile: ~Copyable {
   /// Becomes a small file.
   func write(_ content: Data) throws(FileError) {
     let file = try create()
-    guard content.withUnsafeBytes({ Glibc.write(file.raw, $0.baseAddress, $0.count) }) == content.count else {
-      throw FileError("write")
+    var rest = content[...]
+    while !rest.isEmpty {
+      // A disk that is about to be full takes a part, and says so at the next one.
+      let count = rest.withUnsafeBytes { Glibc.write(file.raw, $0.baseAddress, $0.count) }
+      guard count > 0 || errno == EINTR else { throw FileError("write") }
+      rest = rest.dropFirst(max(count, 0))
     }
   }
 

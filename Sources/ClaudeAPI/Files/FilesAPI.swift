@@ -21,6 +21,7 @@ public struct FilesAPI: Sendable {
   let workspaces: Workspaces
   let configuration: FilesConfiguration
   let archivePlaces: Places
+  let clonePlaces: Places
 
   public init(
     service: SessionService, workspaces: Workspaces, configuration: FilesConfiguration = FilesConfiguration()
@@ -29,6 +30,7 @@ public struct FilesAPI: Sendable {
     self.workspaces = workspaces
     self.configuration = configuration
     archivePlaces = Places(configuration.maximumArchives)
+    clonePlaces = Places(configuration.maximumClones)
   }
 
   func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
@@ -254,6 +256,7 @@ public struct FilesAPI: Sendable {
     let (isNew, status) = try await workspaces.put(
       try body(context), at: path, of: id, conditions: try conditions(request),
       digests: try ContentDigest.parse(request.headers[.contentDigest]))
+    await service.workspaceLog.record([FileChange(isNew ? .created : .modified, path, status)], by: id)
     var headers: HTTPFields = [.eTag: status.entityTag]
     if isNew { headers[.location] = "/sessions/\(id.lowercaseString)/files/\(path.percentEncoded)" }
     return Response(status: isNew ? .created : .noContent, headers: headers)
@@ -265,8 +268,9 @@ public struct FilesAPI: Sendable {
     guard !path.isRoot else {
       throw Problem(.forbidden, "permission_denied", "The workspace itself goes when its session is deleted.")
     }
-    try await workspaces.delete(
+    let status = try await workspaces.delete(
       path, of: id, isRecursive: try flag("recursive", request), conditions: try conditions(request))
+    await service.workspaceLog.record([FileChange(.deleted, path, status)], by: id, isTree: true)
     return Response(status: .noContent)
   }
 
@@ -274,7 +278,8 @@ public struct FilesAPI: Sendable {
     let id = try await session(context)
     let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64"])
     let path = try fields.path("path", "path_base64")
-    let isNew = try await workspaces.makeDirectory(path, of: id)
+    let made = try await workspaces.makeDirectory(path, of: id)
+    if let made { await service.workspaceLog.record([FileChange(.created, path, made)], by: id) }
     var json = JSONWriter()
     json.object { json in
       json.field("path", path.displayText)
@@ -282,7 +287,7 @@ public struct FilesAPI: Sendable {
       json.field("type", "directory")
     }
     return Response(
-      status: isNew ? .created : .ok, headers: [.contentType: "application/json"],
+      status: made != nil ? .created : .ok, headers: [.contentType: "application/json"],
       body: ResponseBody(byteBuffer: json.finish()))
   }
 
@@ -292,7 +297,11 @@ public struct FilesAPI: Sendable {
       request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
     let from = try fields.path("from", "from_base64")
     let target = try fields.path("to", "to_base64")
-    try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    let status = try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    if from != target {
+      await service.workspaceLog.record(
+        [FileChange(.deleted, from, status), FileChange(.created, target, status)], by: id, isTree: true)
+    }
     var json = JSONWriter()
     json.object { json in
       json.field("path", target.displayText)
