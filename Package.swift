@@ -154,8 +154,8 @@ let package = Package(
     .testTarget(
       name: "FilesTests",
       dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
-        hummingbird, logging, serviceLifecycle,
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
+        "Workspaces", hummingbird, logging, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(

@@ -19,7 +19,7 @@ public struct API: Sendable {
   let configuration: APIConfiguration
   let files: FilesAPI?
   let promptRules: PromptRules
-  private let keys: (any KeyStore)?
+  let authenticator: Authenticator?
 
   /// - Parameters:
   ///   - keys: against which requests are checked. Nil checks nothing, for a server that has seen to it otherwise
@@ -29,7 +29,7 @@ public struct API: Sendable {
     service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
   ) {
     self.service = service
-    self.keys = keys
+    authenticator = keys.map { Authenticator(keys: $0, service: service) }
     self.configuration = configuration
     self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
@@ -40,7 +40,9 @@ public struct API: Sendable {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     let table = routes
-    if let keys { router.add(middleware: AuthenticationMiddleware(routes: table, keys: keys, service: service)) }
+    if let authenticator {
+      router.add(middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator))
+    }
     router.add(middleware: ErrorMiddleware(routes: table))
     var again = RouteTable()
     addRoutes(to: router, &again)
@@ -110,13 +112,20 @@ public struct API: Sendable {
 
   /// The id in the path. What is no id in its usual form names no session.
   static func sessionID(_ context: some RequestContext) throws(Problem) -> UUID {
-    guard let id = uuid("session_id", context) else { throw Problem(SessionServiceError.sessionNotFound) }
+    try sessionID(context.parameters["session_id"].map { String($0) } ?? "")
+  }
+
+  static func sessionID(_ text: String) throws(Problem) -> UUID {
+    guard let id = uuid(text) else { throw Problem(SessionServiceError.sessionNotFound) }
     return id
   }
 
   static func uuid(_ name: String, _ context: some RequestContext) -> UUID? {
-    guard let text = context.parameters[name[...]], text.utf8.count == 36 else { return nil }
-    return UUID(uuidString: String(text))
+    context.parameters[name[...]].flatMap { uuid(String($0)) }
+  }
+
+  static func uuid(_ text: String) -> UUID? {
+    text.utf8.count == 36 ? UUID(uuidString: text) : nil
   }
 
   static func json(_ body: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:]) -> Response {

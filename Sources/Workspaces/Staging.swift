@@ -62,6 +62,12 @@ struct StagedFile: ~Copyable {
     guard fchmodat(directory, name, mode, 0) == 0 else { throw FileError("chmod") }
   }
 
+  /// - Parameter time: seconds since 1970.
+  func setModificationTime(_ time: Int64) throws(FileError) {
+    let times = [timespec(tv_sec: time_t(time), tv_nsec: 0), timespec(tv_sec: time_t(time), tv_nsec: 0)]
+    guard utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW) == 0 else { throw FileError("utimens") }
+  }
+
   func status() throws(FileError) -> FileStatus { try FileStatus(of: Array(name.utf8)[...], in: directory) }
 }
 

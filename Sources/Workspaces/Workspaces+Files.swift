@@ -136,7 +136,12 @@ extension Workspaces {
     if old?.kind == .directory { throw .isADirectory }
     let mode = old?.kind == .file ? old?.mode ?? 0o644 : 0o644
     try staged.setMode(mode | 0o600)
-    let status = try staged.status()
+    var status = try staged.status()
+    if let old, old.size == status.size, (status.modified...status.modified + 60).contains(old.modified) {
+      // Written in the same second: the tags of two contents must differ.
+      try staged.setModificationTime(old.modified + 1)
+      status = try staged.status()
+    }
     // Without a condition on the old file it is the last one that counts, also if the agent was faster.
     let mayReplace = conditions.noneMatch.map { !$0.isEmpty } ?? true
     let result = withSystemName(path.name) { name in
