@@ -189,6 +189,8 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
-    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      swiftSettings: swiftSettings),
   ]
 )

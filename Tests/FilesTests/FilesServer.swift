@@ -8,6 +8,7 @@ import ServiceLifecycle
 import SessionTestSupport
 import Sessions
 import TestSupport
+import Testing
 import Workspaces
 
 /// The API with its files behind a real nginx, in a directory of its own, with one session.
@@ -116,7 +117,7 @@ struct FilesServer: Sendable {
   var staged: [String] {
     get throws {
       try FileManager.default.contentsOfDirectory(atPath: directory + "/workspaces/.incoming").filter {
-        $0 != "uploads"
+        !["uploads", "shares", "share-key"].contains($0)
       }
     }
   }
@@ -151,4 +152,13 @@ func pattern(_ count: Int) -> [UInt8] {
   var bytes = [UInt8](repeating: 0, count: count)
   for index in bytes.indices { bytes[index] = UInt8(truncatingIfNeeded: index &* 31 ^ index >> 8) }
   return bytes
+}
+
+/// Waits, within bounds, until something is so.
+func eventually(_ what: String, _ condition: () async throws -> Bool) async throws {
+  let deadline = ContinuousClock.now + .seconds(30)
+  while try await !condition() {
+    try #require(ContinuousClock.now < deadline, "\(what)")
+    try await Task.sleep(for: .milliseconds(20))
+  }
 }

@@ -1,3 +1,4 @@
+import ClaudeAPI
 import Foundation
 import Sessions
 import TestSupport
@@ -152,7 +153,8 @@ import Workspaces
     }
     // Nothing is allowed as long as nobody says so.
     try await FilesServer.run { server in
-      #expect(try await create(server, #"{"url":"file:///tmp"}"#).problemCode == "git_source_not_allowed")
+      let response = try await create(server, #"{"url":"file:///tmp"}"#)
+      #expect(response.problemCode == "git_source_not_allowed")
     }
   }
 
@@ -217,11 +219,16 @@ import Workspaces
         #expect(text(of: hits).contains("/hang/") && text(of: hits).contains("/auth/"))
         #expect(text(of: hits).contains("/redirect/") && !text(of: hits).contains("/private"))
         // A client that goes away takes the clone with it.
-        let connection = try RawConnection(port: server.port)
-        let body = #"{"git":{"url":"http://127.0.0.1:\#(port)/hang/y.git"}}"#
-        try await connection.send(
-          "POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)"
-        )
+        do {
+          let connection = try RawConnection(port: server.port)
+          let body = #"{"git":{"url":"http://127.0.0.1:\#(port)/hang/y.git"}}"#
+          let head =
+            "POST /sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: \(body.utf8.count)"
+          try await connection.send("\(head)\r\n\r\n\(body)")
+          try await eventually("git asks") { text(of: hits).contains("/hang/y") }
+          #expect(try !server.staged.isEmpty)
+        }
+        try await eventually("nothing is left") { try server.staged.isEmpty }
       }
     }
   }

@@ -26,12 +26,12 @@ import Workspaces
 
   /// Waits until the log has a change.
   private func wait(for path: String, _ kind: String, _ server: FilesServer) async throws -> Change {
-    let deadline = ContinuousClock.now + .seconds(30)
-    while true {
-      if let found = try await changes(server).first(where: { $0.path == path && $0.kind == kind }) { return found }
-      try #require(ContinuousClock.now < deadline, "no \(kind) of \(path)")
-      try await Task.sleep(for: .milliseconds(20))
+    var found: Change?
+    try await eventually("\(kind) \(path)") {
+      found = try await changes(server).first { $0.path == path && $0.kind == kind }
+      return found != nil
     }
+    return try #require(found)
   }
 
   private func runTurn(_ server: FilesServer) async throws -> RawResponse {
