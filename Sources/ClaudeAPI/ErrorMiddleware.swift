@@ -19,7 +19,8 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
         context.logger.error(
           "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
       }
-      return problem.response
+      return ProblemPage.isWanted(request, context.endpointPath)
+        ? ProblemPage(problem: problem).response : problem.response
     }
   }
 

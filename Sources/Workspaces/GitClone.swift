@@ -8,9 +8,10 @@ public struct GitConfiguration: Sendable {
   /// Makes a command run in a sandbox, which has to reach the address.
   ///
   /// - Parameter directory: the directory in which it works, the only one that it may write to.
-  public typealias Sandbox = @Sendable (
-    _ command: [String], _ directory: String, _ address: GitURL
-  ) throws -> [String]
+  public typealias Sandbox =
+    @Sendable (
+      _ command: [String], _ directory: String, _ address: GitURL
+    ) throws -> [String]
 
   /// The places below which repositories may be; there are none at first.
   public var allowedSources: [GitURL] = []

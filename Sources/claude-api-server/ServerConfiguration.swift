@@ -160,7 +160,8 @@ struct ServerConfiguration: Sendable {
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
-      drainTimeout, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      drainTimeout, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout, sandboxMode,
+      sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
       sandboxGroups, logLevel,
     ]
   }
@@ -212,7 +213,8 @@ struct ServerConfiguration: Sendable {
   private static func addresses(_ row: Setting, _ settings: Settings) throws -> [GitURL] {
     try (settings.list(row) ?? []).map { text in
       guard let address = GitURL(text) else {
-        throw SettingsError(description: "\(row.key) has \"\(text)\", which is no address such as https://example.org/team.")
+        throw SettingsError(
+          description: "\(row.key) has \"\(text)\", which is no address such as https://example.org/team.")
       }
       return address
     }

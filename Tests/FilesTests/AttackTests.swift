@@ -161,7 +161,9 @@ import Workspaces
       #expect(served > 0)
       // The error log tells of links that nginx met, but not by whose link they were asked for.
       let token = try #require(href.split(separator: "/").last)
-      for log in ["access.log", "error.log"] { #expect(!text(of: server.nginx.prefix + "/logs/" + log).contains(token)) }
+      for log in ["access.log", "error.log"] {
+        #expect(!text(of: server.nginx.prefix + "/logs/" + log).contains(token))
+      }
     }
   }
 
@@ -171,7 +173,8 @@ import Workspaces
       let state = server.directory + "/state"
       let transcripts = "\(state)/claude-config/\(id)/projects/x"
       try FileManager.default.createDirectory(atPath: transcripts, withIntermediateDirectories: true)
-      for file in [state + "/claude-api.sqlite", transcripts + "/t.jsonl", "\(state)/claude-config/\(id)/.credentials"] {
+      for file in [state + "/claude-api.sqlite", transcripts + "/t.jsonl", "\(state)/claude-config/\(id)/.credentials"]
+      {
         try Data("secret".utf8).write(to: URL(fileURLWithPath: file))
       }
       symlink(state, server.workspace + "/state")

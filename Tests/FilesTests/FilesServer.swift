@@ -31,7 +31,8 @@ struct FilesServer: Sendable {
 
   static func run<T>(
     limits: WorkspaceLimits = WorkspaceLimits(), configuration: FilesConfiguration = FilesConfiguration(),
-    nginxOptions: [String] = [], runner: any TurnRunner = ScriptedRunner(answer), isolation: isolated (any Actor)? = #isolation,
+    nginxOptions: [String] = [], runner: any TurnRunner = ScriptedRunner(answer),
+    isolation: isolated (any Actor)? = #isolation,
     _ body: (FilesServer) async throws -> T
   ) async throws -> T {
     try await withTemporaryDirectory { directory in

@@ -66,7 +66,8 @@ import Workspaces
     let initial_response: String?
   }
 
-  private func create(_ server: FilesServer, _ git: String, _ fields: [String: String] = [:]) async throws -> RawResponse
+  private func create(_ server: FilesServer, _ git: String, _ fields: [String: String] = [:]) async throws
+    -> RawResponse
   {
     var fields = fields
     fields["Content-Type"] = "application/json"
@@ -208,7 +209,8 @@ import Workspaces
     let sources = ["hang", "redirect", "auth"].map { "http://127.0.0.1:\(port)/\($0)" }
     try await withRepositories(sources: { _ in sources }, timeout: .seconds(2)) { server, repositories in
       let hits = repositories + "/hits"
-      try await withChild(["python3", "-c", Self.server, "\(port)", hits], output: repositories + "/server.log") { child in
+      try await withChild(["python3", "-c", Self.server, "\(port)", hits], output: repositories + "/server.log") {
+        child in
         try await waitUntilListening(port: port, child: child)
         for (name, status, code) in [
           ("hang", 504, "git_timeout"), ("redirect", 422, "git_failed"), ("auth", 422, "git_failed"),

@@ -49,12 +49,7 @@ import Workspaces
       symlink(top + "/../../decoy", top + "/link")
       mkfifo(top + "/fifo", 0o600)
       #expect(creat(top + "/dir/\u{1}", 0o600) >= 0)
-      for name in [[0xff, 0x61, 0]] as [[UInt8]] {
-        let path = Array((top + "/").utf8) + name
-        path.withUnsafeBufferPointer { bytes in
-          bytes.withMemoryRebound(to: CChar.self) { close(creat($0.baseAddress!, 0o600)) }
-        }
-      }
+      close(creat((top + "/").utf8CString.dropLast() + [-1, 0x61, 0], 0o600))
       // What is made and removed at once is not told.
       mkdir(top + "/passing", 0o755)
       rmdir(top + "/passing")
@@ -134,7 +129,10 @@ import Workspaces
       _ = try await server.send("POST", server.base + "/archive?path=back", [:], archive)
       _ = try await server.send(
         "POST", server.base + "/uploads",
-        ["Tus-Resumable": "1.0.0", "Upload-Length": "0", "Upload-Metadata": "path \(Data("t".utf8).base64EncodedString())"],
+        [
+          "Tus-Resumable": "1.0.0", "Upload-Length": "0",
+          "Upload-Metadata": "path \(Data("t".utf8).base64EncodedString())",
+        ],
         [])
       _ = try await server.send("DELETE", files + "/b.txt")
       // What fails changes nothing.

@@ -3,7 +3,8 @@ public struct PathGenerator: Sendable {
   private var state: UInt64
 
   private static let pieces = [
-    "..", ".", "/", "//", "a", "b", "l", "a/b", "%2e", "%2E%2e", "%2f", "%2F", "%5c", "\\", "%00", "%0a", "%0d%0a", "%25",
+    "..", ".", "/", "//", "a", "b", "l", "a/b", "%2e", "%2E%2e", "%2f", "%2F", "%5c", "\\", "%00", "%0a", "%0d%0a",
+    "%25",
     "%252e%252e%252f", "%c0%ae", "%c0%af", "%e0%80%af", "%f0%80%80%ae", "%ff", "%fe", "%", "%2", "%zz", "%u002e", "..;",
     ";", ":", "~", "*", "?x", "&", "=", "+", "%20", "%ef%bc%8e", "%e2%80%ae", "%3f", "%23", "decoy", "file", "etc",
     ".incoming", "proc", "self", "root", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",

@@ -19,7 +19,8 @@ import Workspaces
     #expect(path.bytes.split(separator: 0x2f, omittingEmptySubsequences: false).count == max(path.components.count, 1))
     #expect((try? RelativePath(percentEncoded: path.percentEncoded.utf8)) == path, "\(origin)")
     #expect((try? RelativePath(path.bytes)) == path, "\(origin)")
-    #expect(path.percentEncoded.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7f && !Array("?#\"'<>&\\\r\n".utf8).contains($0) })
+    #expect(
+      path.percentEncoded.utf8.allSatisfy { $0 > 0x20 && $0 < 0x7f && !Array("?#\"'<>&\\\r\n".utf8).contains($0) })
     if let parent = path.parent {
       #expect(path.isWithin(parent) && !parent.isWithin(path), "\(origin)")
       #expect(parent.components.count + 1 == path.components.count, "\(origin)")

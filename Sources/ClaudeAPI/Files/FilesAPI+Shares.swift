@@ -92,7 +92,8 @@ extension FilesAPI {
       shown: rest)
     response.headers[.referrerPolicy] = "no-referrer"
     // nginx logs nothing of a link, which is as good as a key.
-    response.headers[.accelRedirect] = response.headers[.accelRedirect]?.replacing("/_workspaces/", with: "/_shared/", maxReplacements: 1)
+    response.headers[.accelRedirect] = response.headers[.accelRedirect]?.replacing(
+      "/_workspaces/", with: "/_shared/", maxReplacements: 1)
     return response
   }
 }

@@ -205,38 +205,19 @@ public struct FilesAPI: Sendable {
     }
     let wantsJSON =
       switch parameters["format"] {
-      case nil: request.headers[.accept].map(Self.prefersJSON) ?? false
+      case nil: request.headers[.accept].map { Page.best($0) == .json } ?? false
       case "json": true
       case "html": false
       default: throw Problem(.badRequest, "invalid_parameter", "The parameter format must be json or html.")
       }
     let listing = try await workspaces.list(path, of: id, after: cursor, limit: limit)
     let page = ListingPage(base: base, path: shown, listing: listing, isFirst: cursor == nil, limit: limit)
-    return Response(
-      status: .ok,
-      headers: [
-        .contentType: wantsJSON ? "application/json" : "text/html; charset=utf-8",
-        .cacheControl: "private, no-cache",
-        .vary: "Accept",
-        .contentSecurityPolicy:
-          "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        .xContentTypeOptions: "nosniff",
-        .referrerPolicy: "no-referrer",
-      ],
-      body: ResponseBody(byteBuffer: wantsJSON ? page.json : page.html))
-  }
-
-  /// Whether JSON is named and HTML isn't, or later or with less weight.
-  private static func prefersJSON(_ accept: String) -> Bool {
-    var best: (isJSON: Bool, weight: Double) = (false, 0)
-    for part in accept.split(separator: ",") {
-      let pieces = part.split(separator: ";").map(\.trimmed)
-      let isJSON = pieces.first == "application/json"
-      guard isJSON || pieces.first == "text/html" else { continue }
-      let weight = pieces.dropFirst().compactMap { $0.hasPrefix("q=") ? Double($0.dropFirst(2)) : nil }.first ?? 1
-      if weight > best.weight { best = (isJSON, weight) }
-    }
-    return best.isJSON
+    let headers: HTTPFields = [.cacheControl: "private, no-cache", .vary: "Accept"]
+    guard wantsJSON else { return Page.response(page.html, headers) }
+    var response = API.json(page.json, headers)
+    response.headers[.xContentTypeOptions] = "nosniff"
+    response.headers[.referrerPolicy] = "no-referrer"
+    return response
   }
 
   // MARK: Writing
