@@ -136,10 +136,14 @@ private struct GitProcess {
     return variables.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
   }
 
+  /// Bytes that a single file may have. More than the workspace may hold, so that it is the count that tells.
+  private var fileLimit: Int64 { min(limits.bytes, .max - Self.fileSlack) + Self.fileSlack }
+  private static let fileSlack: Int64 = 256 << 20
+
   /// - Throws: ``GitError`` or ``FileError`` if git didn't make the clone.
   func run(isCancelled: () -> Bool) throws {
     guard Self.home.withCString({ mkdirat(directory, $0, 0o700) }) == 0 else { throw FileError("mkdir") }
-    var command = [Self.limiter, "--core=0", "--fsize=\(limits.bytes)", "--"] + arguments
+    var command = [Self.limiter, "--core=0", "--fsize=\(fileLimit)", "--"] + arguments
     if let sandbox = configuration.sandbox { command = try sandbox(command, path, source.url) }
     var ends: [CInt] = [-1, -1]
     guard clinux_pipe(&ends) == 0 else { throw FileError("pipe") }

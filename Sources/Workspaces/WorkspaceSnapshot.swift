@@ -35,6 +35,11 @@ public struct FileChange: Sendable, Hashable {
     modified = content?.modified
   }
 
+  /// The same result, of an entry that was there before.
+  public var asModification: FileChange {
+    FileChange(.modified, path, type, size.flatMap { size in modified.map { (size, $0) } })
+  }
+
   /// Whether the entry was left as `other` says.
   public func hasSameResult(as other: FileChange) -> Bool {
     guard path == other.path, (kind == .deleted) == (other.kind == .deleted) else { return false }

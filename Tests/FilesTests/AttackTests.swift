@@ -210,7 +210,7 @@ import Workspaces
     try await withDecoy { server, _ in
       try server.write("inside", to: "a/b")
       symlink("../../decoy", server.workspace + "/a/l")
-      let runs = Int(ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FUZZ_RUNS"] ?? "") ?? 400
+      let runs = (Int(ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FUZZ_RUNS"] ?? "") ?? 20_000) / 100
       var generator = PathGenerator(seed: 20_261_125)
       for _ in 0..<runs {
         let path = generator.next()

@@ -97,7 +97,7 @@ import Workspaces
       var connection: RawConnection? = try RawConnection(port: server.port)
       try await connection?.send(
         "PUT \(server.base)/files/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
-      try await connection?.send([UInt8](repeating: 0x61, count: 300_000))
+      try await connection?.send([UInt8](repeating: 0x61, count: 900_000))
       #expect(server.read("half") == nil)
       #expect(try server.staged.isEmpty)
       // nginx has a part of it by now, and drops it when the client has gone.

@@ -90,7 +90,14 @@ public final class WorkspaceLog: Sendable {
       return watch.told
     }
     var changes = found
-    if !told.isEmpty { changes.changes.removeAll { change in told.contains { $0.covers(change) } } }
+    if !told.isEmpty {
+      changes.changes = found.changes.compactMap { change in
+        if told.contains(where: { $0.covers(change) }) { return nil }
+        // What a client has made since the last look has been changed by now.
+        let isKnown = told.contains { $0.change.path == change.path && $0.change.kind != .deleted }
+        return change.kind == .created && isKnown ? change.asModification : change
+      }
+    }
     await append(changes, "agent", turn.id, turn.sessionID, patience)
     return changes.changes.count
   }
