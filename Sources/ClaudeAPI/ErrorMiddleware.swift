@@ -19,8 +19,10 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
         context.logger.error(
           "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
       }
-      return ProblemPage.isWanted(request, context.endpointPath)
-        ? ProblemPage(problem: problem).response : problem.response
+      guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
+      // A folder of the session, if there is such a session.
+      let session = problem.code == "session_not_found" ? nil : API.uuid("session_id", context)
+      return ProblemPage(problem: problem, folder: session.map { "/sessions/\($0.lowercaseString)/files/" }).response
     }
   }
 

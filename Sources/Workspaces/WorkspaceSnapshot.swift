@@ -213,12 +213,12 @@ private final class SnapshotBuilder {
 extension WorkspaceSnapshot {
   /// What has changed since an earlier look.
   func changes(since earlier: WorkspaceSnapshot, limit: Int) -> WorkspaceChanges {
-    guard isWhole, earlier.isWhole else { return WorkspaceChanges() }
     guard let now = directories, let before = earlier.directories else {
       let isSame = sum == earlier.sum && usage == earlier.usage
       let difference = abs(usage.entries - earlier.usage.entries)
       return WorkspaceChanges(omitted: isSame ? 0 : max(1, Int(clamping: difference)))
     }
+    guard isWhole, earlier.isWhole else { return WorkspaceChanges() }
     var changes: [FileChange] = []
     for (path, directory) in now {
       if let old = before[path] {

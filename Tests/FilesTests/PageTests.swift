@@ -21,6 +21,7 @@ import Testing
         let page = try await server.send("GET", target, Self.browser)
         #expect(page.status == status && page["content-type"] == ["text/html; charset=utf-8"], "\(target)")
         #expect(page.text.contains("<code>\(code)</code>") && !page.text.contains("<script"))
+        #expect(page.text.contains("href=\"\(server.base)/files/\"") == target.hasPrefix(server.base))
         #expect(page["content-security-policy"].first?.hasPrefix("default-src 'none'") == true)
         for accept in [[:], ["Accept": "*/*"], ["Accept": "application/json"]] {
           #expect(try await server.send("GET", target, accept).problemCode == code, "\(target) \(accept)")

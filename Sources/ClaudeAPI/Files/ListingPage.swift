@@ -202,7 +202,7 @@ struct ListingPage {
 
   /// Drawings that the rows refer to.
   private static let icons = """
-    <svg hidden><symbol id="d" viewBox="0 0 20 20"><path d="M2.5 5.5v10h15v-8.5h-8l-2-2h-4z"/></symbol>\
+    <svg class="hidden" aria-hidden="true"><symbol id="d" viewBox="0 0 20 20"><path d="M2.5 5.5v10h15v-8.5h-8l-2-2h-4z"/></symbol>\
     <symbol id="f" viewBox="0 0 20 20"><path d="M5 2.5h6.5l3.5 3.5v11.5h-10zM11.5 2.5v3.5h3.5"/></symbol>\
     <symbol id="l" viewBox="0 0 20 20"><path d="M4 10h11m-4.5-4.5 4.5 4.5-4.5 4.5"/></symbol>\
     <symbol id="s" viewBox="0 0 20 20"><path d="M4.5 4.5h11v11h-11zM8 8h4v4h-4z"/></symbol></svg>

@@ -101,6 +101,7 @@ enum Page {
     th{text-align:left;font-weight:500;font-size:.85rem;color:var(--soft)}
     th,td{padding:.5rem;border-bottom:1px solid var(--line);vertical-align:top}
     td:first-child{overflow-wrap:anywhere;width:100%}td:last-child{text-align:center}
+    td:first-child>*{display:block;padding-left:1.75em;text-indent:-1.75em;white-space:pre-wrap}.up>a{padding:0!important;text-indent:0!important}
     tbody tr:hover{background:var(--hover)}
     .n,.t{white-space:nowrap;color:var(--soft);font-variant-numeric:tabular-nums}.n{text-align:right}
     svg{width:1.15em;height:1.15em;margin-right:.6em;vertical-align:-.2em;fill:none;stroke:var(--soft);stroke-width:1.5}
@@ -118,6 +119,9 @@ enum Page {
 struct ProblemPage {
   let problem: Problem
 
+  /// The folder from which one can go on, as the path of its URL.
+  var folder: String?
+
   /// Whether a request is for something that people look at in a browser.
   static func isWanted(_ request: Request, _ route: String?) -> Bool {
     guard request.method == .get || request.method == .head, let route else { return false }
@@ -134,9 +138,10 @@ struct ProblemPage {
       <h1>\(Page.escape(problem.status.reasonPhrase))</h1>
       <p>\(Page.escape(problem.detail))</p>
       <p class="soft">\(problem.status.code) <code>\(Page.escape(problem.code))</code></p>
-      </main>
 
       """)
+    if let folder { html.writeString("<p><a class=\"button\" href=\"\(folder)\">All files</a></p>\n") }
+    html.writeString("</main>\n")
     Page.end(&html)
     var headers: HTTPFields = [.cacheControl: "no-store", .vary: "Accept"]
     if let seconds = problem.retryAfter { headers[.retryAfter] = String(seconds) }

@@ -162,7 +162,7 @@ private actor WorkspaceWatch {
       }
       let (snapshot, changes) = try await workspaces.snapshot(
         of: turn.sessionID, since: earlier, limit: min(left, Self.changesOfLook))
-      if snapshot.isWhole || !earlier.isWhole { latest = snapshot }
+      if snapshot.isWhole || !earlier.isWhole || !snapshot.isDetailed { latest = snapshot }
       left -= await log.record(changes, of: turn, upTo: mark)
       return snapshot.usage
     } catch {
