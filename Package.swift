@@ -173,7 +173,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport", "Workspaces"],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],

@@ -1,6 +1,7 @@
 import Foundation
 import TestSupport
 import Testing
+import Workspaces
 
 @testable import claude_api_server
 
