@@ -28,7 +28,8 @@ struct AuthenticationMiddleware: RouterMiddleware {
     do {
       principal = try await authenticator.principal(
         showing: Authenticator.credentials(request.headers),
-        from: ClientAddress.of(request.headers, context.parametersOfServer))
+        from: context.parametersOfServer["REMOTE_ADDR"],
+        isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer))
       if let principal {
         try await authenticator.authorize(
           principal, access, session: context.parameters["session_id"].map { String($0) })

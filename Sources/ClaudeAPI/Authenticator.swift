@@ -23,15 +23,16 @@ struct Authenticator: Sendable {
 
   /// - Parameters:
   ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
-  ///   - address: the client's address, from the web server; nil if it isn't certain. See ``ClientAddress``.
+  ///   - address: the client's address, from the web server.
+  ///   - isLocal: whether it is certain that the client is on this machine; see ``ClientAddress``.
   /// - Returns: nil if there are no keys and the client needs none.
   func principal(
-    showing shown: String?, from address: @autoclosure () -> String?
+    showing shown: String?, from address: String?, isLocal: @autoclosure () -> Bool
   ) async throws(Problem) -> Principal? {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
     guard found.hasKeys else {
-      guard !requiresKeys, ClientAddress.isLoopback(address()) else {
+      guard !requiresKeys, isLocal() else {
         throw Problem(
           .forbidden, "no_keys",
           requiresKeys

@@ -1,7 +1,7 @@
 import HTTPTypes
 import HummingbirdFastCGI
 
-/// The address of a client as far as it can be trusted to say that the client is on this machine.
+/// Tells whether a client is on this machine.
 enum ClientAddress {
   /// What a proxy in front of the web server adds. Behind one, all clients have its address.
   private static let proxyFields = [
@@ -10,17 +10,18 @@ enum ClientAddress {
     "Fastly-Client-IP", "Via",
   ].compactMap { HTTPField.Name($0) }
 
-  /// - Returns: nil if it is not certain: the request came through another proxy, or not to an address of loopback, or
-  ///   the web server takes the client's address from a header field that anybody can send.
-  static func of(_ headers: HTTPFields, _ parameters: CGIParameters) -> String? {
-    guard !proxyFields.contains(where: { headers.contains($0) }) else { return nil }
+  /// Whether it is certain that the client is on this machine. It is not if the request came through another proxy, or
+  /// not to an address of loopback, or if the web server takes the client's address from a header field that anybody
+  /// can send.
+  static func isLocal(_ headers: HTTPFields, _ parameters: CGIParameters) -> Bool {
+    guard isLoopback(parameters["REMOTE_ADDR"]) else { return false }
     for name in ["SERVER_ADDR", "PEER_ADDR"] {
-      if let address = parameters[name], !isLoopback(address) { return nil }
+      if let address = parameters[name], !isLoopback(address) { return false }
     }
-    return parameters["REMOTE_ADDR"]
+    return !proxyFields.contains { headers.contains($0) }
   }
 
-  static func isLoopback(_ address: String?) -> Bool {
+  private static func isLoopback(_ address: String?) -> Bool {
     guard let address else { return false }
     return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
   }
