@@ -62,7 +62,12 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
 
   /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
   private func logged(_ error: any Error) -> String {
-    if let problem = error as? Problem { problem.code } else { "\(error)" }
+    switch error {
+    case let problem as Problem: problem.code
+    // The turn has the prompt in it.
+    case SessionServiceError.postponed: "postponed"
+    default: "\(error)"
+    }
   }
 }
 

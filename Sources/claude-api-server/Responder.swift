@@ -115,15 +115,15 @@ struct Responder {
   private func runnerConfiguration(_ manager: ServiceManager) throws -> ClaudeRunnerConfiguration {
     var runner = ClaudeRunnerConfiguration(instance: configuration.stateDirectory)
     if let path = configuration.claudePath { runner.executable = path }
-    let environment = ProcessInfo.processInfo.environment
+    let environment = ProcessInfo.processInfo.environment.merging(try manager.modelCredentials()) { $1 }
     if let path = environment["PATH"] { runner.searchPath = path }
     if let url = configuration.demoModelURL {
       runner.credentials = ClaudeCredentials(apiKey: "demo", baseURL: url)
     } else {
       runner.credentials = ClaudeCredentials(
-        apiKey: try manager.credential("anthropic-api-key") ?? environment["ANTHROPIC_API_KEY"],
-        authToken: try manager.credential("anthropic-auth-token") ?? environment["ANTHROPIC_AUTH_TOKEN"],
-        oauthToken: try manager.credential("claude-code-oauth-token") ?? environment["CLAUDE_CODE_OAUTH_TOKEN"],
+        apiKey: environment["ANTHROPIC_API_KEY"],
+        authToken: environment["ANTHROPIC_AUTH_TOKEN"],
+        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"],
         baseURL: environment["ANTHROPIC_BASE_URL"])
     }
     if let count = configuration.maximumProcesses { runner.maximumProcesses = count }

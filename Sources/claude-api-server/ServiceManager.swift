@@ -95,21 +95,32 @@ struct ServiceManager: Sendable {
 
   // MARK: Secrets
 
-  /// The secret of a name, such as `anthropic-api-key`, that the service manager loaded for this process; nil if there
-  /// is none. Where a whole directory was loaded, its files' names come after its own (`model_anthropic-api-key`).
+  private static let modelVariables = [
+    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL",
+  ]
+
+  /// The variables of the credential `model` that the service manager loaded for this process: a file with lines of
+  /// NAME=value, in which empty ones and those with a `#` don't count. Empty if there is none.
   ///
-  /// - Throws: ``Failure`` if there is one that can't be read, or is no text.
-  func credential(_ name: String) throws(Failure) -> String? {
-    guard let credentials else { return nil }
-    for file in [name, "model_" + name] {
-      let path = credentials + "/" + file
-      guard access(path, F_OK) == 0 else { continue }
-      guard let bytes = FileManager.default.contents(atPath: path), let text = String(bytes: bytes, encoding: .utf8)
-      else { throw Failure(description: "The credential \(path) can't be read.") }
-      let secret = text.trimmingCharacters(in: .whitespacesAndNewlines)
-      guard !secret.isEmpty else { throw Failure(description: "The credential \(path) is empty.") }
-      return secret
+  /// - Throws: ``Failure`` if it can't be read or understood; no part of a secret is in its text.
+  func modelCredentials() throws(Failure) -> [String: String] {
+    guard let credentials else { return [:] }
+    let path = credentials + "/model"
+    guard access(path, F_OK) == 0 else { return [:] }
+    guard let bytes = FileManager.default.contents(atPath: path), let text = String(bytes: bytes, encoding: .utf8)
+    else { throw Failure(description: "The credential \(path) can't be read.") }
+    var found: [String: String] = [:]
+    for (index, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+      let line = line.trimmingCharacters(in: .whitespaces)
+      guard !line.isEmpty, !line.hasPrefix("#") else { continue }
+      let parts = line.split(separator: "=", maxSplits: 1)
+      guard parts.count == 2, Self.modelVariables.contains(String(parts[0])) else {
+        let known = Self.modelVariables.joined(separator: ", ")
+        throw Failure(
+          description: "Line \(index + 1) of the credential \(path) must be NAME=value with one of \(known).")
+      }
+      found[String(parts[0])] = String(parts[1])
     }
-    return nil
+    return found
   }
 }

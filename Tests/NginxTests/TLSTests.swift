@@ -91,7 +91,8 @@ import Testing
       let base = "http://127.0.0.1:\(plain)/.well-known/acme-challenge/"
       #expect(try await curl(directory, port, [base + "token"]).hasSuffix("proof"))
       #expect(try await curl(directory, port, [base + "none"]).contains("404"))
-      #expect(try await curl(directory, port, ["--path-as-is", base + "../../../tls/key.pem"]).contains("308"))
+      #expect(try await curl(directory, port, ["--path-as-is", base + "../x"]).contains("308"))
+      #expect(try await curl(directory, port, ["--path-as-is", base + "../../../tls/key.pem"]).contains("400"))
     }
   }
 }

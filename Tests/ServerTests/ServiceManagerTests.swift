@@ -19,7 +19,7 @@ import Testing
     let manager = try ServiceManager(environment: [:], processID: 7)
     #expect(manager.sockets.isEmpty)
     #expect(manager.watchdogTimeout == nil)
-    #expect(try manager.credential("anthropic-api-key") == nil)
+    #expect(try manager.modelCredentials().isEmpty)
     try manager.tell(.ready)
     // What is meant for another process.
     let other = try ServiceManager(
@@ -42,15 +42,24 @@ import Testing
     #expect(throws: ServiceManager.Failure.self) { try manager.tell(.ready) }
   }
 
-  @Test func credentialsAreReadFromTheirDirectory() async throws {
+  @Test func theModelsCredentialIsReadFromItsFile() async throws {
     try await withTemporaryDirectory { directory in
-      try Data("sk-1\n".utf8).write(to: URL(filePath: directory + "/anthropic-api-key"))
-      try Data("sk-2".utf8).write(to: URL(filePath: directory + "/model_anthropic-auth-token"))
-      try Data("\n".utf8).write(to: URL(filePath: directory + "/model_claude-code-oauth-token"))
       let manager = try ServiceManager(environment: ["CREDENTIALS_DIRECTORY": directory], processID: 7)
-      #expect(try manager.credential("anthropic-api-key") == "sk-1")
-      #expect(try manager.credential("anthropic-auth-token") == "sk-2")
-      #expect(throws: ServiceManager.Failure.self) { try manager.credential("claude-code-oauth-token") }
+      #expect(try manager.modelCredentials().isEmpty)
+      let file = URL(filePath: directory + "/model")
+      try Data("# One of them\n\n  ANTHROPIC_API_KEY=sk-1=\nANTHROPIC_BASE_URL=https://x.example\n".utf8).write(
+        to: file)
+      #expect(
+        try manager.modelCredentials() == [
+          "ANTHROPIC_API_KEY": "sk-1=", "ANTHROPIC_BASE_URL": "https://x.example",
+        ])
+      try Data("# fine\nsk-secret\n".utf8).write(to: file)
+      do {
+        _ = try manager.modelCredentials()
+        Issue.record("it was accepted")
+      } catch {
+        #expect("\(error)".contains("Line 2") && !"\(error)".contains("secret"))
+      }
     }
   }
 

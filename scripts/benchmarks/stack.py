@@ -55,9 +55,11 @@ class Stack:
             "id": str(uuid.uuid4()), "name": "Session 12345678", "created_at": "2026-01-01T00:00:00.000000Z",
             "last_used": "2026-01-01T00:00:00.000000Z", "workspace": f"{self.workspaces}/{uuid.uuid4()}"})
         location = "location = /bench-return { default_type application/json; return 200 '%s\\n'; }" % sample
+        api = configuration.parent / "claude-api/api.conf"
         text, count = re.subn(
-            r"(\n\s*)(include claude-api/locations\.conf;)", rf"\1{location}\1\2", configuration.read_text(), count=1)
+            r"\n(include claude-api/locations\.conf;)", rf"\n{location}\n\1", api.read_text(), count=1)
         assert count == 1, "nginx's template has no place for the comparison"
+        api.write_text(text)
         # The log and the options of the main server's files hold here too.
         plain = f"""
     server {{
@@ -74,6 +76,7 @@ class Stack:
     }}
 }}
 """
+        text = configuration.read_text()
         end = text.rstrip().rindex("}")
         configuration.write_text(text[:end] + plain.lstrip("\n"))
 
