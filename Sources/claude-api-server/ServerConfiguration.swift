@@ -277,16 +277,6 @@ struct ServerConfiguration: Sendable {
     }
   }
 
-  private static func addresses(_ row: Setting, _ settings: Settings) throws -> [GitURL] {
-    try (settings.list(row) ?? []).map { text in
-      guard let address = GitURL(text) else {
-        throw SettingsError(
-          description: "\(row.key) has \"\(text)\", which is no address such as https://example.org/team.")
-      }
-      return address
-    }
-  }
-
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
     let paths = try settings.list(row) ?? []
     if row == Row.sandboxGroups, paths == [DelegatedControlGroup.setting] { return paths }
