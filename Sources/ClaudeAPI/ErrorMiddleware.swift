@@ -69,7 +69,12 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
 
   /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
   private func logged(_ error: any Error) -> String {
-    if let problem = error as? Problem { problem.code.rawValue } else { "\(error)" }
+    switch error {
+    case let problem as Problem: problem.code.rawValue
+    // The turn has the prompt in it.
+    case SessionServiceError.postponed: "postponed"
+    default: "\(error)"
+    }
   }
 }
 
@@ -84,6 +89,13 @@ extension Problem {
       self.init(
         .queueFull,
         "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
+    case .limited(let excess):
+      self.init(ProblemCode(excess.limit), excess.detail, retryAfter: excess.retryAfter(.now()))
+      limit = excess
+    case .streamsExhausted(let maximum):
+      self.init(
+        .streamsExhausted,
+        "The server has \(maximum) streams open and takes no more; try again later.", retryAfter: 5)
     case .sessionDeleted:
       self.init(.sessionDeleted, "The session was deleted, and its turns with it.")
     case .turnState(.running):
@@ -110,6 +122,13 @@ extension Problem {
         .shuttingDown,
         "The server is about to stop. A message that was accepted before is kept and runs after the next start.",
         retryAfter: 5)
+    case .postponed(let turn):
+      self.init(
+        .shuttingDown,
+        "The server is about to restart. The message is accepted and runs after that: get its turn at the Location, or "
+          + "repeat the request with the Idempotency-Key that it had. Without one a repetition is another message.",
+        retryAfter: 5)
+      self.turn = turn
     case .diskFull:
       self.init(.diskFull, "The disk is full.")
     case .workspace:

@@ -1,4 +1,5 @@
 public import HTTPTypes
+import Sessions
 
 /// Every `code` that a problem document can have: the one list from which problems are made, and against which the
 /// OpenAPI document, the README, nginx's own answers and the failures of turns are checked.
@@ -57,6 +58,17 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case keyOfSession = "key_of_session"
   case readOnlyKey = "read_only_key"
   case foreignOrigin = "foreign_origin"
+  case adminOnly = "admin_only"
+  case keyNotFound = "key_not_found"
+  case tooManyWrongKeys = "too_many_wrong_keys"
+  case sessionsLimit = "sessions_limit"
+  case runningTurnsLimit = "running_turns_limit"
+  case queuedTurnsLimit = "queued_turns_limit"
+  case streamsLimit = "streams_limit"
+  case turnsPerHourLimit = "turns_per_hour_limit"
+  case tokensPerDayLimit = "tokens_per_day_limit"
+  case usdPerDayLimit = "usd_per_day_limit"
+  case usdPerMonthLimit = "usd_per_month_limit"
 
   // Things
   case notFound = "not_found"
@@ -134,6 +146,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case responderUnavailable = "responder_unavailable"
   case shuttingDown = "shutting_down"
   case storeBusy = "store_busy"
+  case streamsExhausted = "streams_exhausted"
   case serviceUnavailable = "service_unavailable"
   case responderTimeout = "responder_timeout"
   case diskFull = "disk_full"
@@ -205,6 +218,17 @@ extension ProblemCode {
     case .keyOfSession: .init(403, "The key is good for a single session only.")
     case .readOnlyKey: .init(403, "The key may only read.")
     case .foreignOrigin: .init(403, "A form of another site can't change anything here.")
+    case .adminOnly: .init(403, "Only a key with the role admin may see this.")
+    case .keyNotFound: .init(404, "There is no such key.")
+    case .tooManyWrongKeys: .init(429, "Too many wrong keys came from this address; this one was not looked at.")
+    case .sessionsLimit: .init(403, "The key owns as many sessions as it may.")
+    case .runningTurnsLimit: .init(429, "As many turns of the key run as may.")
+    case .queuedTurnsLimit: .init(429, "As many turns of the key wait as may.")
+    case .streamsLimit: .init(429, "The key has as many streams of events open as it may.")
+    case .turnsPerHourLimit: .init(429, "The key has sent as many messages in this hour as it may.")
+    case .tokensPerDayLimit: .init(429, "The key has used as many tokens today as it may.")
+    case .usdPerDayLimit: .init(402, "The key has spent as much today as it may.")
+    case .usdPerMonthLimit: .init(402, "The key has spent as much this month as it may.")
     // Things
     case .notFound: .init(404, "There is nothing at this path.")
     case .sessionNotFound: .init(404, "There is no such session, or not for this key.")
@@ -279,6 +303,7 @@ extension ProblemCode {
     case .responderUnavailable: .init(502, "The responder behind nginx is not running.")
     case .shuttingDown: .init(503, "The server is about to stop; what was accepted is kept.")
     case .storeBusy: .init(503, "The store is busy.")
+    case .streamsExhausted: .init(503, "The server has as many streams open as it takes.")
     case .serviceUnavailable: .init(503, "The server is busy or not ready.")
     case .responderTimeout: .init(504, "The responder did not answer in time; what it had begun may go on.")
     case .diskFull: .init(507, "The disk is full; nothing was changed.")
@@ -303,5 +328,22 @@ extension HTTPResponse.Status {
   /// The status with its registered reason phrase.
   static func registered(_ code: Int) -> Self {
     Self(code: code, reasonPhrase: phrases[code] ?? "")
+  }
+}
+
+extension ProblemCode {
+  /// That of a limit of a key which was reached.
+  init(_ limit: KeyLimit) {
+    self =
+      switch limit {
+      case .sessions: .sessionsLimit
+      case .runningTurns: .runningTurnsLimit
+      case .queuedTurns: .queuedTurnsLimit
+      case .streams: .streamsLimit
+      case .turnsPerHour: .turnsPerHourLimit
+      case .tokensPerDay: .tokensPerDayLimit
+      case .usdPerDay: .usdPerDayLimit
+      case .usdPerMonth: .usdPerMonthLimit
+      }
   }
 }

@@ -15,6 +15,51 @@ import Testing
 
 /// Keys, roles and tenants, asked without a transport.
 @Suite struct AccessTests {
+  // MARK: Without keys
+
+  @Test func withoutKeysOnlyClientsThatAreSurelyOnThisMachineAreAnswered() async throws {
+    try await withAPI { fixture in
+      let local: [(String, [(String, String)])] = [
+        ("127.0.0.1", []), ("::1", [("SERVER_ADDR", "::1")]), ("127.0.0.2", [("PEER_ADDR", "127.0.0.2")]),
+      ]
+      for (address, parameters) in local {
+        let answer = try await fixture.send(.get, "/sessions", from: address, parameters: parameters)
+        #expect(answer.status == 200, "\(address) \(parameters)")
+      }
+      let foreign: [(String?, [(String, String)])] = [
+        (nil, []), ("192.0.2.7", []), ("2001:db8::1", []), ("", []), ("localhost", []), ("unix:", []),
+        // The web server listens elsewhere, or takes the client's address from a header field.
+        ("127.0.0.1", [("SERVER_ADDR", "192.0.2.1")]), ("127.0.0.1", [("PEER_ADDR", "192.0.2.7")]),
+      ]
+      for (address, parameters) in foreign {
+        let answer = try await fixture.send(.get, "/sessions", from: address, parameters: parameters)
+        #expect(answer.status == 403, "\(address ?? "none") \(parameters)")
+        #expect(answer.text.contains("no_keys"))
+      }
+      // A proxy in front of the web server: all of its clients come from this machine.
+      for name in ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP", "Via", "CF-Connecting-IP"] {
+        let field = try #require(HTTPField.Name(name))
+        #expect(try await fixture.send(.get, "/sessions", headers: [field: "127.0.0.1"]).status == 403, "\(name)")
+        #expect(try await fixture.send(.get, "/healthz", headers: [field: "127.0.0.1"]).status == 200)
+      }
+      let user = try await fixture.key(.user)
+      #expect(
+        try await fixture.send(.get, "/sessions", key: user.text, headers: [.via: "1.1 proxy"], from: "192.0.2.7")
+          .status == 200)
+    }
+  }
+
+  @Test func whereKeysAreRequiredNobodyIsAnsweredWithoutOne() async throws {
+    try await withAPI(requiresKeys: true) { fixture in
+      let refused = try await fixture.send(.get, "/sessions")
+      #expect(refused.status == 403)
+      #expect(refused.text.contains("no_keys"))
+      let user = try await fixture.key(.user)
+      #expect(try await fixture.send(.get, "/sessions", key: user.text).status == 200)
+      #expect(try await fixture.send(.get, "/sessions").status == 401)
+    }
+  }
+
   // MARK: Roles
 
   /// Each route of the table with each kind of key. A new route is in it as soon as it exists.

@@ -24,7 +24,7 @@ struct KeyedAPI: Sendable {
 
   func send(
     _ method: HTTPRequest.Method, _ path: String, key: String? = nil, headers: HTTPFields = [:],
-    from address: String? = "127.0.0.1", body: JSONValue? = nil
+    from address: String? = "127.0.0.1", parameters: [(String, String)] = [], body: JSONValue? = nil
   ) async throws -> (status: Int, headers: HTTPFields, text: String) {
     var fields = headers
     if let key { fields[.authorization] = "Bearer \(key)" }
@@ -34,7 +34,7 @@ struct KeyedAPI: Sendable {
       body: RequestBody(buffer: ByteBuffer(bytes: body?.encoded() ?? [])))
     let source = FastCGIRequestContextSource(
       logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
-      parameters: CGIParameters(address.map { [("REMOTE_ADDR", $0)] } ?? []))
+      parameters: CGIParameters((address.map { [("REMOTE_ADDR", $0)] } ?? []) + parameters))
     let response = try await responder.respond(to: request, context: API.Context(source: source))
     let writer = Text()
     if response.headers[.contentType] != "text/event-stream" { try await response.body.write(writer) }
@@ -79,12 +79,14 @@ private final class Text: ResponseBodyWriter {
   func finish(_: HTTPFields?) async throws {}
 }
 
-func withAPI(_ body: (KeyedAPI) async throws -> Void) async throws {
+func withAPI(requiresKeys: Bool = false, _ body: (KeyedAPI) async throws -> Void) async throws {
   try await withTemporaryDirectory { directory in
     let store = try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/s/store.sqlite"))
     try await withService(store: store) { service, workspaces in
+      var configuration = APIConfiguration(version: "1", model: .demo)
+      configuration.requiresKeys = requiresKeys
       let api = API(
-        service: service, configuration: APIConfiguration(version: "1", model: .demo), keys: store,
+        service: service, configuration: configuration, keys: store,
         files: FilesAPI(service: service, workspaces: workspaces))
       try await body(KeyedAPI(api: api, responder: api.responder(), store: store))
     }

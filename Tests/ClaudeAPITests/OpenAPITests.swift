@@ -152,7 +152,7 @@ import Testing
       let told = Set(described.flatMap(OpenAPIDocument.problems))
       // No route answers with these: they are for requests that reach none, or whose client doesn't see the answer.
       let others: Set<ProblemCode> = [
-        .methodNotAllowed, .notFound, .clientGone, .lengthRequired, .forbidden, .tooManyRequests, .serviceUnavailable,
+        .methodNotAllowed, .notFound, .clientGone, .lengthRequired, .forbidden, .serviceUnavailable,
       ]
       #expect(Set(ProblemCode.allCases).subtracting(told) == others)
       for code in ProblemCode.allCases {

@@ -26,6 +26,10 @@ final class Stack: Sendable {
   private let cli: CLI
   private let settings: [String: String]
   private let hasModel: Bool
+  /// What further variables the responder gets.
+  private let environment: [String: String]
+  /// Where the responder finds its socket listening already.
+  private let socket: UnixSocket?
   private let responderBox = ResponderBox()
 
   private actor ResponderBox {
@@ -39,14 +43,18 @@ final class Stack: Sendable {
   /// The directory of the tools that know OpenAPI, if the environment names it; scripts/test does.
   static let contractTools: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"]
 
-  private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool)
-  {
+  private init(
+    directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool,
+    environment: [String: String], socket: UnixSocket?
+  ) {
     self.directory = directory
     self.nginx = nginx
     self.modelURL = modelURL
     self.cli = cli
     self.settings = settings
     self.hasModel = hasModel
+    self.environment = environment
+    self.socket = socket
   }
 
   /// Runs `body` with the system, and ends all of it afterwards.
@@ -54,8 +62,11 @@ final class Stack: Sendable {
   /// - Parameters:
   ///   - settings: flags of the responder without their dashes.
   ///   - hasModel: whether the CLI is given a model; without one it has no credentials either.
+  ///   - environment: makes further variables of the responder, of the directory of the test.
+  ///   - holdsSocket: has the responder's socket listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
+    environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSocket: Bool = false,
     hasModel: Bool = true, _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
@@ -69,7 +80,9 @@ final class Stack: Sendable {
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
         return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
           let stack = Stack(
-            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel)
+            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel,
+            environment: environment(directory),
+            socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil)
           do {
             try await stack.startResponder()
             let result = try await body(stack)
@@ -145,13 +158,19 @@ final class Stack: Sendable {
       case .fake: Self.product("fake-claude")
       case .real(let path), .file(let path): path
       }
+    var variables: [String: String?] = [
+      "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil,
+      "ANTHROPIC_BASE_URL": nil,
+    ]
+    for (name, value) in environment { variables[name] = value }
+    var command = [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" }
+    if socket != nil {
+      // Only the child knows the number that has to be in the variable.
+      command = ["/bin/sh", "-c", #"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fastcgi exec "$@""#, "sh"] + command
+    }
     let child = try ChildProcess(
-      [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" },
-      environment: [
-        "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil,
-        "ANTHROPIC_BASE_URL": nil,
-      ],
-      output: directory + "/responder.log")
+      command, environment: variables, output: directory + "/responder.log",
+      descriptors: socket.map { [$0.descriptor] } ?? [])
     await responderBox.set(child)
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }

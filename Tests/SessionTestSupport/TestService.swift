@@ -6,10 +6,11 @@ public import Workspaces
 /// Runs `body` with a started service whose directories are its own, and ends it afterwards.
 public func withService<Value>(
   runner: any TurnRunner = ScriptedRunner(), store: any SessionStore = InMemorySessionStore(),
-  hub: EventHub = EventHub(), configure: (inout SessionServiceConfiguration) -> Void = { _ in },
+  hub: EventHub = EventHub(), limits: KeyLimitPolicy = KeyLimitPolicy(),
+  configure: (inout SessionServiceConfiguration) -> Void = { _ in },
   _ body: (SessionService) async throws -> Value
 ) async throws -> Value {
-  try await withService(runner: runner, store: store, hub: hub, configure: configure) { service, _ in
+  try await withService(runner: runner, store: store, hub: hub, limits: limits, configure: configure) { service, _ in
     try await body(service)
   }
 }
@@ -17,7 +18,8 @@ public func withService<Value>(
 /// The same for those who need the directories, too.
 public func withService<Value>(
   runner: any TurnRunner = ScriptedRunner(), store: any SessionStore = InMemorySessionStore(),
-  hub: EventHub = EventHub(), configure: (inout SessionServiceConfiguration) -> Void = { _ in },
+  hub: EventHub = EventHub(), limits: KeyLimitPolicy = KeyLimitPolicy(),
+  configure: (inout SessionServiceConfiguration) -> Void = { _ in },
   _ body: (SessionService, Workspaces) async throws -> Value
 ) async throws -> Value {
   try await withTemporaryDirectory { path in
@@ -25,7 +27,7 @@ public func withService<Value>(
     configure(&configuration)
     let workspaces = try Workspaces(root: path + "/w", configurationRoot: path + "/c")
     let service = SessionService(
-      store: store, workspaces: workspaces, runner: runner, hub: hub, configuration: configuration,
+      store: store, workspaces: workspaces, runner: runner, hub: hub, limits: limits, configuration: configuration,
       logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
     try await service.start()
     do {

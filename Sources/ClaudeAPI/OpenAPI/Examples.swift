@@ -1,4 +1,5 @@
 import JSONSupport
+import Sessions
 
 /// Things that the examples of several routes show. The tests hold every example against its schema.
 enum Examples {
@@ -59,6 +60,16 @@ enum Examples {
       ],
     ],
     "next_cursor": nil,
+  ]
+
+  static let keyUsage: JSONValue = [
+    "key": "3f9a1c0b7d2e4f68", "name": "laptop", "role": "user", "at": "2026-11-22T20:57:03.051123Z",
+    "limits": .object(
+      Dictionary(
+        uniqueKeysWithValues: KeyLimit.allCases.map { limit in
+          let amounts: JSONValue = ["maximum": nil, "used": 0, "left": nil]
+          return (limit.identifier, amounts)
+        })),
   ]
 
   static let share: JSONValue = [

@@ -168,7 +168,9 @@ struct OpenAPIDocument {
       codes.formUnion([.invalidJSON, .invalidBody, .invalidField, .unknownField, .unsupportedMediaType])
     }
     for name in operation.pathParameters { codes.formUnion(PathParameter.all[name]?.problems ?? []) }
-    if route.entry.access != .open { codes.formUnion([.unauthorized, .noKeys, .storeFailed, .storeBusy]) }
+    if route.entry.access != .open {
+      codes.formUnion([.unauthorized, .noKeys, .tooManyWrongKeys, .tooManyRequests, .storeFailed, .storeBusy])
+    }
     if route.entry.access == .change { codes.formUnion([.readOnlyKey, .shuttingDown, .diskFull, .workspaceFailed]) }
     if !operation.pathParameters.contains("session_id"), route.entry.access == .read || route.entry.access == .change {
       codes.insert(.keyOfSession)

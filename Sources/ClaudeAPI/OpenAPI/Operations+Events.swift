@@ -37,7 +37,7 @@ extension Operation {
               ]), example: ["events": [Examples.event], "has_more": false, "next": 17, "last": 17]),
           .eventStream)
       ],
-      problems: [.invalidCursor, .unknownCursor])
+      problems: [.invalidCursor, .unknownCursor, .streamsLimit, .streamsExhausted])
   ]
 
   static let controlOperations: [Operation] = [
@@ -110,6 +110,21 @@ extension Operation {
             .object(nil, [.required("status", .constant("ok")), .required("version", .string())]),
             example: ["status": "ok", "version": "1.0.0"]))
       ]),
+    Operation(
+      .get, "/usage", "getUsage", .server, "A key sees its own; an administrator's sees any, and `all`.",
+      query: [
+        Parameter("key", .string("The id of a key, or `all`.", length: 1...200), example: "all")
+      ],
+      answers: [
+        Answer(
+          200, "What the key uses.",
+          .json(
+            Schema.oneOf([
+              .reference("KeyUsage"),
+              .object(nil, [.required("keys", .array(.reference("KeyUsage")))]),
+            ]), example: Examples.keyUsage))
+      ],
+      problems: [.adminOnly, .keyNotFound]),
     Operation(
       .get, "/", "getIndex", .server,
       answers: [

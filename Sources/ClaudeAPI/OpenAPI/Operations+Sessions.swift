@@ -29,6 +29,10 @@ extension ProblemCode {
     .cliNotExecutable, .cliIncompatible, .startFailed, .overloaded, .modelTimeout, .stalled, .turnTimeout,
     .postResultHang, .quotaExceeded,
   ]
+  /// What a key may have reached that sends a message.
+  static let ofLimits: [ProblemCode] = [
+    .runningTurnsLimit, .queuedTurnsLimit, .turnsPerHourLimit, .tokensPerDayLimit, .usdPerDayLimit, .usdPerMonthLimit,
+  ]
   static let ofArchives: [ProblemCode] = [
     .invalidArchive, .unsafeArchive, .quotaExceeded, .uploadTooLarge, .noBodyFile,
   ]
@@ -114,7 +118,8 @@ extension Operation {
       problems: [
         .promptTooLarge, .sessionDeleted, .gitSourceNotAllowed, .gitFailed, .gitTimeout, .gitUnavailable,
         .tooManyClones,
-      ] + ProblemCode.ofForms + ProblemCode.ofArchives),
+        .sessionsLimit,
+      ] + ProblemCode.ofLimits + ProblemCode.ofForms + ProblemCode.ofArchives),
     Operation(
       .get, "/sessions", "listSessions", .sessions,
       "All of them in the order of creation; with `limit` or `cursor` a page.",
@@ -183,7 +188,7 @@ extension Operation {
           headers: [Parameter("Location", .string("The new session.")), .replayed],
           tells: ["session_id": "$response.body#/session/id"])
       ],
-      problems: [.sessionBusy, .quotaExceeded]),
+      problems: [.sessionBusy, .quotaExceeded, .sessionsLimit]),
   ]
 
   static let messageOperations: [Operation] = [
@@ -216,7 +221,8 @@ extension Operation {
           202, "The turn, which isn't over.", .json(.reference("Turn"), example: Examples.queuedTurn),
           headers: [.turnLocation, .preferenceApplied, .replayed], tells: ["turn_id": "$response.body#/id"]),
       ],
-      problems: [.promptTooLarge, .queueFull] + ProblemCode.ofTurns),
+      problems: [.promptTooLarge, .queueFull, .streamsLimit, .streamsExhausted] + ProblemCode.ofLimits
+        + ProblemCode.ofTurns),
     Operation(
       .get, "/sessions/{session_id}/messages", "listMessages", .messages,
       "What was said, without the machinery.",

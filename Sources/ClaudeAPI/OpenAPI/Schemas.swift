@@ -6,7 +6,7 @@ enum Schemas {
   static let all: [String: Schema] = [
     "Problem": problem, "Session": session, "SessionOptions": shownOptions, "Turn": turn, "TurnError": turnError,
     "Usage": usage, "Approval": approval, "ConversationEntry": conversationEntry, "DirectoryListing": listing,
-    "Share": share, "McpServers": mcpServers, "Event": event,
+    "Share": share, "Limit": limit, "KeyUsage": keyUsage, "McpServers": mcpServers, "Event": event,
   ].merging(eventTypes) { first, _ in first }
 
   // MARK: Problems
@@ -21,6 +21,8 @@ enum Schemas {
       .required("code", .choice(ProblemCode.self, "A name for programs; it doesn't change.")),
       .optional("retry_after", .integer("As the header field `Retry-After`.", in: 0...Int64.max)),
       .optional("approval", .reference("Approval", "What was decided, with `approval_resolved`.")),
+      .optional("limit", .reference("Limit", "The limit of a key that was reached.")),
+      .optional("turn_id", .uuid("The turn that was accepted all the same, with `shutting_down`.")),
       .optional("instance", .string("Names the request; nginx's own problems have it.")),
     ])
 
@@ -196,6 +198,38 @@ enum Schemas {
       .required(
         "updated_input", .object("The input that the client put in place of the other.", others: .anything).orNull),
       .required("remember", .boolean("Whether the decision holds for later calls of the same kind.")),
+    ])
+
+  // MARK: Keys
+
+  static let limit = Schema.object(
+    "A limit of a key.",
+    [
+      .required("name", .choice(KeyLimit.allCases.map(\.identifier))),
+      .required("maximum", .number()), .required("used", .number()),
+      .required("resets_at", .timestamp("When the count begins anew.").orNull),
+    ])
+
+  static let keyUsage = Schema.object(
+    "What a key uses, and what is left to it. Periods are those of the calendar in UTC.",
+    [
+      .required("key", .string("Its id; null without keys.").orNull), .required("name", .string().orNull),
+      .required("role", .string().orNull), .required("at", .timestamp()),
+      .required(
+        "limits",
+        .object(
+          "By the name of the limit.",
+          KeyLimit.allCases.map { limit in
+            .required(
+              limit.identifier,
+              .object(
+                nil,
+                [
+                  .required("maximum", .number("Null is no limit.").orNull), .required("used", .number()),
+                  .optional("reserved", .number("By turns that run.")), .required("left", .number().orNull),
+                  .optional("resets_at", .timestamp()),
+                ]))
+          })),
     ])
 
   // MARK: Files
