@@ -21,7 +21,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
       }
       guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
       // A folder of the session, if there is such a session.
-      let session = problem.code == "session_not_found" ? nil : API.uuid("session_id", context)
+      let session = problem.code == .sessionNotFound ? nil : API.uuid("session_id", context)
       return ProblemPage(problem: problem, folder: session.map { "/sessions/\($0.lowercaseString)/files/" }).response
     }
   }

@@ -208,7 +208,7 @@ import Testing
       #expect(try await service.outcome(of: first).state == .completed)
       let refused = try await service.outcome(of: second)
       #expect(refused.state == .failed && refused.failure?.code == "usd_per_day_limit")
-      #expect(refused.failure?.status == 402 && (refused.failure?.retryAfter ?? 0) > 0)
+      #expect((refused.failure?.retryAfter ?? 0) > 0)
       #expect(asked.withLock { $0 } == [0.5])
       await #expect(throws: SessionServiceError.self) { try await send("3", "a", service) }
       // Another key's turn goes on.

@@ -137,7 +137,7 @@ struct ProblemPage {
       <main>
       <h1>\(Page.escape(problem.status.reasonPhrase))</h1>
       <p>\(Page.escape(problem.detail))</p>
-      <p class="soft">\(problem.status.code) <code>\(Page.escape(problem.code))</code></p>
+      <p class="soft">\(problem.status.code) <code>\(Page.escape(problem.code.rawValue))</code></p>
 
       """)
     if let folder { html.writeString("<p><a class=\"button\" href=\"\(folder)\">All files</a></p>\n") }
