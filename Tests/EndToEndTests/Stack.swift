@@ -26,6 +26,7 @@ final class Stack: Sendable {
   private let cli: CLI
   private let settings: [String: String]
   private let hasModel: Bool
+  private let isHeldToContract: Bool
   /// What further variables the responder gets.
   private let environment: [String: String]
   /// Where the responder finds its socket listening already.
@@ -45,7 +46,7 @@ final class Stack: Sendable {
 
   private init(
     directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool,
-    environment: [String: String], socket: UnixSocket?
+    environment: [String: String], socket: UnixSocket?, isHeldToContract: Bool
   ) {
     self.directory = directory
     self.nginx = nginx
@@ -53,6 +54,7 @@ final class Stack: Sendable {
     self.cli = cli
     self.settings = settings
     self.hasModel = hasModel
+    self.isHeldToContract = isHeldToContract
     self.environment = environment
     self.socket = socket
   }
@@ -62,12 +64,13 @@ final class Stack: Sendable {
   /// - Parameters:
   ///   - settings: flags of the responder without their dashes.
   ///   - hasModel: whether the CLI is given a model; without one it has no credentials either.
+  ///   - isHeldToContract: holds each answer to a request against the system's OpenAPI document.
   ///   - environment: makes further variables of the responder, of the directory of the test.
   ///   - holdsSocket: has the responder's socket listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
     environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSocket: Bool = false,
-    hasModel: Bool = true, _ body: (Stack) async throws -> T
+    hasModel: Bool = true, isHeldToContract: Bool = false, _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
     await Gate.shared.enter()
@@ -82,7 +85,8 @@ final class Stack: Sendable {
           let stack = Stack(
             directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel,
             environment: environment(directory),
-            socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil)
+            socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil,
+            isHeldToContract: isHeldToContract)
           do {
             try await stack.startResponder()
             let result = try await body(stack)
@@ -175,9 +179,9 @@ final class Stack: Sendable {
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
       if let answer = try? await get("/healthz"), answer.status == 200 {
-        if Self.contract.withLock({ $0 == nil }) {
+        if isHeldToContract, contract.withLock({ $0 == nil }) {
           let document = try await get("/openapi.json").json
-          Self.contract.withLock { $0 = Contract(document) }
+          contract.withLock { $0 = Contract(document) }
         }
         return
       }
@@ -242,7 +246,7 @@ final class Stack: Sendable {
     let answer = Answer(
       status: Int(response.status.code), headers: response.headers,
       body: Array(buffer: try await response.body.collect(upTo: 256 << 20)))
-    let objections = Self.contract.withLock { $0 }?.objections(
+    let objections = contract.withLock { $0 }?.objections(
       to: method.rawValue, path, status: answer.status, headers: answer.headers.map { ($0.name, $0.value) },
       body: answer.body)
     for objection in objections ?? [] { Issue.record("Not as the OpenAPI document has it: \(objection)") }
@@ -250,7 +254,7 @@ final class Stack: Sendable {
   }
 
   /// What the running version says of itself, against which every answer is held.
-  private static let contract = Mutex<Contract?>(nil)
+  private let contract = Mutex<Contract?>(nil)
 
   // MARK: Shortcuts
 

@@ -76,6 +76,7 @@ extension FilesAPI {
   }
 
   private func readShared(_ request: Request, _ context: API.Context) async throws -> Response {
+    let query = try ReadQuery(request, configuration)
     guard configuration.maximumShareLifetime > .zero, let token = context.parameters["token"].map(String.init) else {
       throw ShareError.notFound
     }
@@ -85,7 +86,7 @@ extension FilesAPI {
     let top = try share.path
     let (rest, endsWithSlash) = try path(after: "/shared/\(token)", request, context)
     var response = try await read(
-      top.appending(rest), of: share.session, endsWithSlash: endsWithSlash && !rest.isRoot, request,
+      top.appending(rest), of: share.session, endsWithSlash: endsWithSlash && !rest.isRoot, request, query,
       base: ListingPage.Base(
         path: "/shared/\(token)", archive: nil,
         title: top.isRoot ? "Shared files" : String(decoding: top.name, as: UTF8.self)),

@@ -157,7 +157,7 @@ public struct FilesAPI: Sendable {
     let id = try await session(context)
     let (path, endsWithSlash) = try filePath(request, context)
     return try await read(
-      path, of: id, endsWithSlash: endsWithSlash, request,
+      path, of: id, endsWithSlash: endsWithSlash, request, try ReadQuery(request, configuration),
       base: ListingPage.Base(
         path: "/sessions/\(id.lowercaseString)/files", archive: "/sessions/\(id.lowercaseString)/archive",
         title: service.cachedSession(id)?.name ?? "Files"))
@@ -169,10 +169,9 @@ public struct FilesAPI: Sendable {
   ///   - base: where the links of a listing lead.
   ///   - shown: the path below the base, if that isn't the workspace.
   func read(
-    _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base,
-    shown: RelativePath? = nil
+    _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, _ query: ReadQuery,
+    base: ListingPage.Base, shown: RelativePath? = nil
   ) async throws -> Response {
-    let query = try ReadQuery(request, configuration)
     let directBytes = Self.wantsAll(request) ? configuration.maximumDirectBytes : 0
     let status: FileStatus
     var content: [UInt8]?
