@@ -4,6 +4,7 @@ import JSONSupport
 import NIOCore
 import NIOHTTP1
 import Synchronization
+import TestSupport
 
 /// Follows the events of a session as an `EventSource` does, across lost connections.
 final class Follower: Sendable {
