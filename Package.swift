@@ -154,8 +154,8 @@ let package = Package(
     .testTarget(
       name: "FilesTests",
       dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
-        hummingbird, logging, serviceLifecycle,
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
+        "Workspaces", hummingbird, logging, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(
@@ -173,10 +173,13 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["Sessions", "TestSupport", "Workspaces", "claude-api-server"],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
-      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      dependencies: [
+        "JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", "TestSupport", nioCore,
+      ],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",
@@ -189,6 +192,8 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
-    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      swiftSettings: swiftSettings),
   ]
 )

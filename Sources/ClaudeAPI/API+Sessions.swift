@@ -24,7 +24,7 @@ extension API {
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
     let (fields, archive) = try await sessionFields(
-      request, context, known: ["initial_prompt", "session_name"] + Self.optionFields)
+      request, context, known: ["git", "initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
     let name = try Self.sessionName(fields)
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
@@ -34,26 +34,32 @@ extension API {
       throw Problem(
         .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
     }
-    // The agent sees its workspace only when the files of the archive are in it.
-    let created = try await service.create(
-      NewSession(
-        name: name, initialPrompt: archive == nil ? prompt : nil, owner: Principal.current?.keyID,
-        options: try Self.sessionOptions(fields),
-        metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
-    var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
-    var outcome: Turn?
-    var firstTurn = created.turn
-    if let archive, let files {
-      do {
-        try await files.workspaces.install(archive, at: .root, of: created.session.id)
-        if let prompt { firstTurn = try await service.accept(prompt, for: created.session.id).turn }
-      } catch {
-        try await service.delete(created.session.id)
-        throw error
-      }
+    let repository = try Self.repository(fields)
+    guard repository == nil || archive == nil else {
+      throw fields.invalid("git", "can't be given together with an archive")
     }
-    if let turn = firstTurn {
-      outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+    let new = NewSession(
+      name: name, initialPrompt: prompt, owner: Principal.current?.keyID, options: try Self.sessionOptions(fields),
+      metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim)
+    let created: CreatedSession
+    if let files, let archive {
+      created = try await service.create(new) { try await files.workspaces.install(archive, at: .root, of: $0) }
+    } else if let repository {
+      guard let files else { throw Problem(GitError.notAllowed) }
+      created = try await service.create(new) { try await files.bringIn(repository, for: $0) }
+    } else {
+      created = try await service.create(new)
+    }
+    var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
+    try await addRateLimit(to: &headers)
+    var outcome: Turn?
+    if let turn = created.turn {
+      do {
+        outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+      } catch SessionServiceError.postponed(let turn) {
+        // The session is what was asked for; its first turn comes after the restart.
+        outcome = turn
+      }
     }
     // With the time of its last use as it is now.
     let current = service.cachedSession(created.session.id) ?? created.session
@@ -85,7 +91,7 @@ extension API {
   /// The fields of a session that is to be made: JSON, or a form that may bring an archive.
   private func sessionFields(
     _ request: Request, _ context: Context, known: [String]
-  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
+  ) async throws -> (fields: BodyFields, archive: StagedTree?) {
     let limit = configuration.maximumBodyBytes
     if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
     var request = request
@@ -155,10 +161,13 @@ extension API {
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    let preference = AnswerPreference(request.headers)
+    // A message that was accepted could not be refused any more.
+    let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
     let accepted = try await service.accept(
       prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
-    let preference = AnswerPreference(request.headers)
+    try await addRateLimit(to: &headers)
     if preference.form == .stream {
       headers[.location] = Self.path(of: accepted.turn)
       return Self.eventStream(
@@ -166,7 +175,7 @@ extension API {
           of: id,
           .init(
             after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews,
-            holder: Principal.current?.key)),
+            holder: Principal.current?.key), lease: lease),
         headers)
     }
     let turn = try await outcome(of: accepted.turn, preference)

@@ -72,6 +72,8 @@ actor Connection: Reactor.Handler {
   /// What is read ahead of the running request's end.
   private static let readAheadBytes = 64 << 10
   private static let sendTimeoutSeconds: UInt32 = 5
+  /// How long a web server that was asked to close a connection at rest may take.
+  private static let closingTimeout = Duration.seconds(1)
   private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
@@ -90,6 +92,9 @@ actor Connection: Reactor.Handler {
   private var lastWriter: UInt64 = 0
   private var closesWhenSent = false
   private var isDraining = false
+  private var closingTimer: Reactor.TimerID?
+  /// The id of the latest request; web servers use the same one for all.
+  private var lastRequestID: UInt16 = 1
 
   nonisolated var unownedExecutor: UnownedSerialExecutor { reactor.asUnownedSerialExecutor() }
 
@@ -212,6 +217,8 @@ actor Connection: Reactor.Handler {
 
   private func start(length: Int) {
     cancelTimer(&requestTimer)
+    cancelTimer(&closingTimer)
+    lastRequestID = scanner.requestID
     let decoded: LibFCGI.DecodedRequest
     do {
       decoded = try input.withUnsafeReadableBytes {
@@ -384,7 +391,7 @@ actor Connection: Reactor.Handler {
 
   private func next(_ exchange: Exchange) {
     guard !isClosed else { return }
-    guard exchange.keepsConnection, !isDraining else { return closeWhenSent() }
+    guard exchange.keepsConnection else { return closeWhenSent() }
     scanner = RecordScanner(
       maximumParamsBytes: environment.configuration.maximumParamsBytes,
       maximumBodyBytes: environment.configuration.maximumBodyBytes)
@@ -394,6 +401,7 @@ actor Connection: Reactor.Handler {
       isReadPaused = false
       receive()
     }
+    if isDraining { askForClosing() }
   }
 
   // MARK: Bytes out
@@ -540,6 +548,7 @@ actor Connection: Reactor.Handler {
     state = .closed
     cancelTimer(&requestTimer)
     cancelTimer(&writeTimer)
+    cancelTimer(&closingTimer)
     if let registration { reactor.remove(registration) }
     Glibc.close(descriptor)
     input = ByteBuffer()
@@ -550,10 +559,32 @@ actor Connection: Reactor.Handler {
     environment.connectionClosed()
   }
 
-  /// Lets a running request end and closes then; a connection at rest is closed at once.
+  /// Lets a running request end, and has the web server close the connection when it is at rest.
   func drain() {
     isDraining = true
-    if case .reading = state, outputBytes == 0 { close() }
+    askForClosing()
+  }
+
+  /// Asks the web server to close the connection if it is at rest, as far as can be seen from here.
+  ///
+  /// Closing it from this side would lose a request that the web server is just writing. An empty record of the
+  /// error stream doesn't: nginx closes an idle connection on which anything arrives, and one that has sent a request
+  /// passes such a record over and gets its answer. Who does neither is closed on after a while.
+  private func askForClosing() {
+    guard case .reading = state, input.readableBytes == 0, closingTimer == nil else { return }
+    var record = ByteBuffer()
+    record.writeFastCGIHeader(type: FastCGI.RecordType.stderr, requestID: lastRequestID, contentLength: 0)
+    send(record)
+    guard !isClosed else { return }
+    closingTimer = reactor.schedule(after: Self.closingTimeout) { [weak self] in
+      self?.assumeIsolated { $0.closeAtRest() }
+    }
+  }
+
+  private func closeAtRest() {
+    closingTimer = nil
+    // With a part of a request it has the time that a request has.
+    if case .reading = state, input.readableBytes == 0 { close() }
   }
 }
 

@@ -28,57 +28,70 @@ struct Responder {
   }
 
   func run() async throws {
+    let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
+    try Workspaces.makeDirectories(configuration.stateDirectory)
+    // Only now is it certain that no other responder uses this state.
+    let lock = try StateLock(configuration.stateDirectory)
+    defer { withExtendedLifetime(lock) {} }
     let workspaces = try Workspaces(
-      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
-    try Workspaces.makeDirectories(
-      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
+      limits: configuration.files.limits)
+    let address = try address(manager)
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
-    var runnerConfiguration = runnerConfiguration
-    runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
+    let watchdog = Watchdog(manager, store, logger)
+    var runnerConfiguration = try runnerConfiguration(manager)
+    let sandbox = try await Sandboxing(configuration, logger).sandbox()
+    runnerConfiguration.sandbox = sandbox
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
     bounds.approvalTimeout = configuration.approvalTimeout
+    bounds.maximumRunningTurns = runnerConfiguration.maximumProcesses
+    bounds.maximumStreams = configuration.maximumStreams
+    let reserve = configuration.memoryReserve
+    bounds.hasRoom = { Memory.available() ?? .max >= reserve }
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let service = SessionService(
       store: store, workspaces: workspaces,
-      runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
-      configuration: bounds, logger: logger)
+      runner: ClaudeTurnRunner(runner: runner, defaults: options),
+      limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
-    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
-      files: FilesAPI(service: service, workspaces: workspaces))
+      files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)))
     let server = FastCGIServer(
       responder: api.responder(),
-      configuration: transportConfiguration, logger: logger,
+      configuration: transportConfiguration(address, watchdog), logger: logger,
       onListening: {
-        // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
         try await workspaces.removeLeftovers()
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(
-            "There are no keys: every program on this machine may use this server, and nobody else",
+            configuration.requiresKeys
+              ? "There are no keys: nobody may use this server"
+              : "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
         }
         examination.withLock { $0 = Task { await report(runner) } }
-        logger.info(
-          "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
+        try manager.tell(.ready)
+        logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
       })
+    let watching = Task { await watchdog?.run() }
+    defer { watching.cancel() }
     try await ServiceGroup(
       // They are stopped from the last to the first.
       services: [
-        server, StreamEnd(service: service),
-        StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        server, StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
-    logger.info("Stopping")
     examination.withLock { $0?.cancel() }
     await service.shutdown()
     await runner.shutdown(grace: .seconds(5))
@@ -99,17 +112,19 @@ struct Responder {
     }
   }
 
-  private var runnerConfiguration: ClaudeRunnerConfiguration {
+  private func runnerConfiguration(_ manager: ServiceManager) throws -> ClaudeRunnerConfiguration {
     var runner = ClaudeRunnerConfiguration(instance: configuration.stateDirectory)
     if let path = configuration.claudePath { runner.executable = path }
-    let environment = ProcessInfo.processInfo.environment
+    let environment = ProcessInfo.processInfo.environment.merging(try manager.modelCredentials()) { $1 }
     if let path = environment["PATH"] { runner.searchPath = path }
     if let url = configuration.demoModelURL {
       runner.credentials = ClaudeCredentials(apiKey: "demo", baseURL: url)
     } else {
       runner.credentials = ClaudeCredentials(
-        apiKey: environment["ANTHROPIC_API_KEY"], authToken: environment["ANTHROPIC_AUTH_TOKEN"],
-        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"], baseURL: environment["ANTHROPIC_BASE_URL"])
+        apiKey: environment["ANTHROPIC_API_KEY"],
+        authToken: environment["ANTHROPIC_AUTH_TOKEN"],
+        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"],
+        baseURL: environment["ANTHROPIC_BASE_URL"])
     }
     if let count = configuration.maximumProcesses { runner.maximumProcesses = count }
     runner.maximumStarting = configuration.maximumStarting
@@ -121,11 +136,41 @@ struct Responder {
     return runner
   }
 
+  /// One key alone can't take all places, unless the settings say so; without keys there is nobody to share with.
+  private func limits(_ keys: any KeyStore, places: Int) -> KeyLimitPolicy {
+    var defaults = configuration.keyLimits
+    if defaults[setting: .runningTurns] == nil {
+      defaults[setting: .runningTurns] = .maximum(Int64(max(1, places * 3 / 4)))
+    }
+    return KeyLimitPolicy(keys: keys, defaults: defaults, withoutKey: configuration.keyLimits)
+  }
+
   private var apiConfiguration: APIConfiguration {
     var api = APIConfiguration(version: Server.version, model: model)
     api.maximumBodyBytes = configuration.maximumBody
     api.maximumPromptBytes = configuration.maximumPrompt
+    api.requiresKeys = configuration.requiresKeys
     return api
+  }
+
+  private func filesConfiguration(_ sandbox: BubblewrapSandbox?) -> FilesConfiguration {
+    var files = FilesConfiguration()
+    files.maximumShareLifetime = configuration.files.shareLifetime
+    files.git.allowedSources = configuration.files.gitSources
+    files.git.timeout = configuration.files.gitTimeout
+    let variables = ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"]
+    files.git.environment = ProcessInfo.processInfo.environment.filter { variables.contains($0.key) }
+    if let sandbox {
+      // Its user's home is /tmp there, where ssh looks for keys and for the hosts that it knows.
+      let keys = NSHomeDirectoryForUser(NSUserName()).map { $0 + "/.ssh" }
+      files.git.sandbox = { command, directory, address in
+        var readable: [(path: String, place: String)] = []
+        if let path = address.localPath { readable.append((path, path)) }
+        if address.scheme == .ssh, let keys { readable.append((keys, "/tmp/.ssh")) }
+        return sandbox.wrap(command, in: directory, readable: readable)
+      }
+    }
+    return files
   }
 
   private var model: APIConfiguration.Model {
@@ -134,21 +179,52 @@ struct Responder {
     return .configured(host: url?.host())
   }
 
-  private var transportConfiguration: FastCGIServerConfiguration {
-    var transport = FastCGIServerConfiguration(address: .unixSocket(path: configuration.socketPath, mode: 0o660))
+  private func address(_ manager: ServiceManager) throws -> FastCGIServerConfiguration.Address {
+    if let descriptor = manager.sockets[.fastCGI] { return .inherited(descriptor: descriptor) }
+    try Workspaces.makeDirectories(
+      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    return .unixSocket(path: configuration.socketPath, mode: 0o660)
+  }
+
+  private func transportConfiguration(
+    _ address: FastCGIServerConfiguration.Address, _ watchdog: Watchdog?
+  ) -> FastCGIServerConfiguration {
+    var transport = FastCGIServerConfiguration(address: address)
     transport.maximumBodyBytes = configuration.maximumBody
-    transport.drainTimeout = configuration.drainTimeout
+    transport.drainTimeout = Drain.requestPatience
+    if let watchdog {
+      transport.onHeartbeat = { watchdog.beat() }
+      transport.heartbeatInterval = watchdog.heartbeatInterval
+    }
     return transport
   }
 }
 
-/// Ends the streams of events when a graceful shutdown begins: they would keep the server from coming to its end.
-private struct StreamEnd: Service {
+/// Lets the running turns come to their end when a graceful shutdown begins, while requests are served as before.
+/// The server, which comes after this, then finishes those that it has and takes no more.
+private struct Drain: Service {
+  /// How long requests may go on once no turn runs any more.
+  static let requestPatience = Duration.seconds(30)
+  /// For what comes after that: processes of the CLI that have to be killed, the closing of the store.
+  private static let reserve = Duration.seconds(60)
+
   let service: SessionService
+  let manager: ServiceManager
+  /// How long the turns may go on.
+  let patience: Duration
+  let logger: Logger
 
   func run() async throws {
+    // They would keep the server from coming to its end.
     defer { service.endStreams() }
     try await gracefulShutdown()
+    logger.info("Stopping; running turns have \(patience) to end, what waits runs after the next start")
+    do throws(ServiceManager.Failure) {
+      try manager.tell(.stopping(within: patience + Self.requestPatience + Self.reserve))
+    } catch {
+      logger.error("The service manager can't be reached", metadata: ["error": "\(error)"])
+    }
+    await service.shutdown(patience: patience)
   }
 }
 

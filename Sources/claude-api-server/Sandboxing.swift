@@ -1,4 +1,3 @@
-import ClaudeRunner
 import Glibc
 import Logging
 import Sandbox
@@ -15,9 +14,20 @@ struct Sandboxing {
     self.logger = logger
   }
 
+  private func controlGroups() -> [String] {
+    guard settings.controlGroups == [DelegatedControlGroup.setting] else { return settings.controlGroups }
+    do {
+      return [try DelegatedControlGroup.prepare()]
+    } catch {
+      // Without it the limits of processes hold.
+      logger.warning("There is no control group for the sessions", metadata: ["reason": "\(error)"])
+      return []
+    }
+  }
+
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
-  func sandbox() async throws(SandboxError) -> (any ClaudeSandbox)? {
+  func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
     guard settings.mode != .off else {
       logger.warning("The sandbox is off: agents can do all that this server's user can, to all sessions")
       return nil
@@ -28,7 +38,7 @@ struct Sandboxing {
     configuration.maximumProcessors = settings.maximumProcessors
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
-    configuration.controlGroups = settings.controlGroups
+    configuration.controlGroups = controlGroups()
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)
       logger.info("The sandbox works", metadata: ["control_groups": "\(sandbox.hasControlGroups)"])

@@ -120,6 +120,41 @@ import Testing
     }
   }
 
+  @Test func makesACertificateForTryingHTTPS() async throws {
+    try await withTemporaryDirectory { directory in
+      let stage = try await Stage(directory: directory)
+      let responder = try healthy(path: stage.state + "/run/responder.sock")
+      defer { responder.stop() }
+      let script = try stage.run(["--tls"])
+      do {
+        try await stage.waitUntilReady(script)
+        let certificate = stage.state + "/tls/certificate.pem"
+        // As it says how to.
+        #expect(
+          text(of: stage.log).contains("curl -s --cacert \(certificate) https://localhost:\(stage.port)/sessions"))
+        let attributes = try FileManager.default.attributesOfItem(atPath: stage.state + "/tls/key.pem")
+        #expect(attributes[.posixPermissions] as? Int == 0o600)
+        for host in ["localhost", "127.0.0.1"] {
+          let answer = directory + "/answer." + host
+          let exit = try await TestSupport.run(
+            [
+              "curl", "-sS", "--noproxy", "*", "--max-time", "20", "--cacert", certificate,
+              "https://\(host):\(stage.port)/healthz",
+            ], output: answer)
+          #expect(exit == .status(0), "\(text(of: answer))")
+          #expect(text(of: answer).contains("ok"))
+        }
+        // Plain HTTP isn't answered any more.
+        #expect(try await status(port: stage.port) == 400)
+      } catch {
+        await script.stop()
+        throw error
+      }
+      script.signal(SIGTERM)
+      #expect(await script.waitForExit() == .status(0), "\(text(of: stage.log))")
+    }
+  }
+
   @Test func childrenOfAKilledScriptEnd() async throws {
     try await withTemporaryDirectory { directory in
       let stage = try await Stage(

@@ -1,6 +1,8 @@
 import Foundation
+import Sessions
 import TestSupport
 import Testing
+import Workspaces
 
 @testable import claude_api_server
 
@@ -45,6 +47,25 @@ import Testing
     }
   }
 
+  @Test func listsHaveCommas() async throws {
+    let wanted = ["https://example.org/a", "ssh://git@example.org/b"]
+    let text = wanted.joined(separator: ", ")
+    let flag = try await configuration(["--git-allowed-sources", text])
+    #expect(flag.files.gitSources.map(\.text) == wanted)
+    let variable = try await configuration([], ["CLAUDE_API_GIT_ALLOWED_SOURCES": text])
+    #expect(variable.files.gitSources.map(\.text) == wanted)
+    try await withTemporaryDirectory { directory in
+      let file = directory + "/settings.json"
+      for value in ["\"\(text)\"", "[\"\(wanted[0])\", \"\(wanted[1])\"]"] {
+        try "{\"git\": {\"allowed-sources\": \(value)}}".write(toFile: file, atomically: true, encoding: .utf8)
+        #expect(try await configuration(["--config-file", file]).files.gitSources.map(\.text) == wanted, "\(value)")
+      }
+    }
+    #expect(await message(["--git-allowed-sources=example.org"]).contains("git.allowed-sources has \"example.org\""))
+    let off = try await configuration(["--share-mode=off", "--quota-max-files=100", "--quota-max-bytes=1048576"])
+    #expect(off.files.shareLifetime == .zero && off.files.limits.entries == 100 && off.files.limits.bytes == 1_048_576)
+  }
+
   @Test func whatIsUnknownIsRefusedByName() async throws {
     #expect(await message(["--queue-length", "3"]).contains("--queue-length"))
     #expect(await message(["stray"]).contains("stray"))
@@ -79,6 +100,22 @@ import Testing
     }
     for text in ["", "s", "5", "5d", "1.5s", "99999999999999999999h", "9223372036854775807h"] {
       #expect(Duration(setting: text) == nil)
+    }
+  }
+
+  @Test func limitsOfKeysAreRead() async throws {
+    let plain = try await configuration()
+    #expect(plain.keyLimits == KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)]))
+    let some = try await configuration(
+      ["--limits-usd-per-day=1.5", "--limits-streams", "none"], ["CLAUDE_API_LIMITS_SESSIONS": "7"])
+    #expect(some.keyLimits[.usdPerDay] == KeyLimit.dollar * 3 / 2 && some.keyLimits[.sessions] == 7)
+    #expect(some.keyLimits[.streams] == nil && some.keyLimits[setting: .streams] == .unlimited)
+    for (flag, word) in [
+      ("--limits-sessions=0", "whole number"), ("--limits-sessions=many", "whole number"),
+      ("--limits-usd-per-month=-1", "US dollars"), ("--limits-usd-per-month=1,5", "US dollars"),
+    ] {
+      let text = await message([flag])
+      #expect(text.contains(word) && text.contains("limits"), "\(text)")
     }
   }
 

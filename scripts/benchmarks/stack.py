@@ -30,7 +30,7 @@ class Stack:
     writes, and `/bench-return` an answer of a look-up's size by nginx alone.
     """
 
-    def __init__(self, directory, binaries, claude, model_url, flags=()):
+    def __init__(self, directory, binaries, claude, model_url, flags=(), nginx_options=()):
         self.directory, self.binaries, self.claude, self.model_url = directory, binaries, claude, model_url
         self.flags = flags
         self.port, plain_port = free_port(), free_port()
@@ -43,7 +43,7 @@ class Stack:
         os.makedirs(f"{directory}/dav/dav")
         subprocess.run(
             [ROOT / "scripts/render-nginx", f"{directory}/nginx", "--socket", self.socket, "--workspaces",
-             self.workspaces, "--listen", f"127.0.0.1:{self.port}"], check=True)
+             self.workspaces, "--listen", f"127.0.0.1:{self.port}", *nginx_options], check=True)
         self.add_comparisons(Path(f"{directory}/nginx/nginx.conf"), plain_port)
         globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
         self.nginx = subprocess.Popen(
@@ -55,9 +55,11 @@ class Stack:
             "id": str(uuid.uuid4()), "name": "Session 12345678", "created_at": "2026-01-01T00:00:00.000000Z",
             "last_used": "2026-01-01T00:00:00.000000Z", "workspace": f"{self.workspaces}/{uuid.uuid4()}"})
         location = "location = /bench-return { default_type application/json; return 200 '%s\\n'; }" % sample
+        api = configuration.parent / "claude-api/api.conf"
         text, count = re.subn(
-            r"(\n\s*)(include claude-api/locations\.conf;)", rf"\1{location}\1\2", configuration.read_text(), count=1)
+            r"\n(include claude-api/locations\.conf;)", rf"\n{location}\n\1", api.read_text(), count=1)
         assert count == 1, "nginx's template has no place for the comparison"
+        api.write_text(text)
         # The log and the options of the main server's files hold here too.
         plain = f"""
     server {{
@@ -74,6 +76,7 @@ class Stack:
     }}
 }}
 """
+        text = configuration.read_text()
         end = text.rstrip().rindex("}")
         configuration.write_text(text[:end] + plain.lstrip("\n"))
 

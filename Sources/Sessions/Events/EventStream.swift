@@ -53,11 +53,16 @@ public final class EventStream: Sendable {
   private let selection: Selection
   private let log: any EventLogReader
   private let hub: EventHub
+  private let lease: StreamPlaces.Lease?
 
   /// Events that are read from the store at a time.
   private static let pageSize = 200
 
-  public init(session: UUID, selection: Selection, log: any EventLogReader, hub: EventHub) {
+  /// - Parameter lease: the stream's place among all streams, which it keeps as long as it is there.
+  public init(
+    session: UUID, selection: Selection, log: any EventLogReader, hub: EventHub, lease: StreamPlaces.Lease? = nil
+  ) {
+    self.lease = lease
     self.session = session
     self.selection = selection
     self.log = log
