@@ -95,7 +95,7 @@ import Testing
 
   @Test func retriesThatRaceRunAPromptOnce() async throws {
     try await Stack.run { stack in
-      let headers: HTTPHeaders = ["Idempotency-Key": "the same"]
+      let headers: HTTPHeaders = ["Idempotency-Key": "the-same"]
       let created = try await withThrowingTaskGroup(of: JSONValue?.self) { group in
         for _ in 0..<12 {
           group.addTask {
@@ -114,10 +114,10 @@ import Testing
       let turns = try await withThrowingTaskGroup(of: JSONValue?.self) { group in
         for number in 0..<12 {
           group.addTask {
-            let preference: HTTPHeaders = number % 2 == 0 ? [:] : ["Prefer": "respond-async"]
+            var headers = headers
+            if number % 2 == 1 { headers.add(name: "Prefer", value: "respond-async") }
             let answer = try await stack.post(
-              "/sessions/\(id)/messages", ["prompt": "fake:delay 200"],
-              headers: HTTPHeaders(Array(headers) + Array(preference)))
+              "/sessions/\(id)/messages", ["prompt": "fake:delay 200"], headers: headers)
             #expect([200, 202].contains(answer.status), "\(answer.text)")
             return try answer.json[answer.status == 202 ? "id" : "turn_id"]
           }

@@ -26,7 +26,7 @@ struct EventSourceTests {
         try await stack.until { try await stack.log(id).count { $0.type == "agent.message" } > 20 }
         await stack.killResponder()
         _ = try await turn.value
-        let refused = #""path":"/sessions/\#(id)/events","protocol":"HTTP/1.1","status":444"#
+        let refused = #""path":"/sessions/\#(id)/events","protocol":"HTTP/1.1","status":502"#
         try await stack.until { text(of: stack.nginx.prefix + "/logs/access.log").contains(refused) }
         try await stack.startResponder()
         _ = try await stack.say("fake:count 3", to: id)

@@ -60,12 +60,14 @@ final class Follower: Sendable {
     let response = try await HTTPClient.shared.execute(request, timeout: .minutes(10))
     guard response.status == .ok else { return }
     state.withLock { $0.connections += 1 }
-    var rest: [UInt8] = []
+    var rest = Data()
     for try await chunk in response.body {
-      rest += Array(buffer: chunk)
-      while let end = rest.firstRange(of: Array("\n\n".utf8)) {
+      var searched = max(0, rest.count - 1)
+      rest.append(contentsOf: chunk.readableBytesView)
+      while let end = rest.range(of: Data("\n\n".utf8), in: searched..<rest.count) {
+        searched = 0
         let fields = String(decoding: rest[..<end.lowerBound], as: UTF8.self).split(separator: "\n")
-        rest.removeSubrange(..<end.upperBound)
+        rest = Data(rest[end.upperBound...])
         guard let id = fields.first(where: { $0.hasPrefix("id: ") })?.dropFirst(4),
           let data = fields.first(where: { $0.hasPrefix("data: ") })?.dropFirst(6)
         else { continue }

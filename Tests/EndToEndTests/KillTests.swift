@@ -151,21 +151,17 @@ private struct Footprint {
     await stack.nginx.kill()
     guard let pid = await stack.responder?.pid else { throw Stack.Failure("there is no responder") }
     var footprint = Footprint()
-    try await stack.until {
-      footprint.children = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").flatMap { thread in
-        text(of: "/proc/\(pid)/task/\(thread)/children").split(separator: " ").compactMap { Int32($0) }
+    do {
+      try await stack.until {
+        footprint.children = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").flatMap {
+          thread in
+          text(of: "/proc/\(pid)/task/\(thread)/children").split(separator: " ").compactMap { Int32($0) }
+        }
+        footprint.descriptors = descriptors(of: pid)
+        return footprint.children.isEmpty && connections(to: stack.directory + "/s/r.sock").isEmpty
       }
-      footprint.descriptors = [:]
-      let listening = listeningSockets()
-      var isConnected = false
-      for name in try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd") {
-        // It may have been closed meanwhile.
-        guard let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\(name)")
-        else { continue }
-        if target.hasPrefix("socket:"), !listening.contains(target) { isConnected = true }
-        footprint.descriptors[target.replacing(/\[\d+\]/, with: ""), default: 0] += 1
-      }
-      return !isConnected && footprint.children.isEmpty
+    } catch {
+      throw Stack.Failure("\(error): \(footprint) \(connections(to: stack.directory + "/s/r.sock"))")
     }
     try await stack.nginx.restart()
     footprint.files = Set(
@@ -175,14 +171,23 @@ private struct Footprint {
     return footprint
   }
 
-  /// Sockets that listen, as the links in /proc name them.
-  private static func listeningSockets() -> Set<String> {
-    Set(
-      text(of: "/proc/net/unix").split(separator: "\n").compactMap { line in
-        let fields = line.split(separator: " ")
-        // Flags and inode; the flag is that of a listening socket.
-        return fields.count >= 7 && fields[3] == "00010000" ? "socket:[\(fields[6])]" : nil
-      })
+  /// What a process has open, by what it is, but sockets: a process may inherit those of the test.
+  private static func descriptors(of pid: Int32) -> [String: Int] {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")) ?? []
+    // One may have been closed meanwhile.
+    let targets = names.compactMap {
+      try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)")
+    }
+    return targets.reduce(into: [:]) { counts, target in
+      if !target.hasPrefix("socket:") { counts[target.replacing(/\[\d+\]/, with: ""), default: 0] += 1 }
+    }
+  }
+
+  /// The ends of connections to a socket, which all bear its name, without the one that listens.
+  private static func connections(to path: String) -> [Substring] {
+    text(of: "/proc/net/unix").split(separator: "\n").filter { line in
+      line.hasSuffix(" " + path) && !line.split(separator: " ").contains("00010000")
+    }
   }
 }
 

@@ -34,7 +34,7 @@ import Testing
         "GET /sessions/\(id)/events HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
       _ = try await connection.receive(untilText: "retry: 1000\n\n")
       // Far more than what all buffers on the way hold.
-      #expect(try await stack.say("fake:speak 300 100000", to: id) == "spoken")
+      #expect(try await stack.say("fake:speak 200 100000", to: id) == "spoken")
       let text = String(decoding: try await connection.receive { _ in false }, as: UTF8.self)
       #expect(text.contains("too slow"))
       let got = text.components(separatedBy: "\n\n").dropLast().compactMap { event in

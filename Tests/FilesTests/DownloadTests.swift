@@ -46,7 +46,7 @@ import Workspaces
     }
   }
 
-  @Test(arguments: bothWays)
+  @Test(arguments: DownloadTests.bothWays)
   func nginxSendsFiles(direct: Int) async throws {
     try await FilesServer.run(configuration: Self.configuration(direct: direct)) { server in
       try server.write("hello", to: "a/b.txt")

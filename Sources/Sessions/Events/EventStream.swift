@@ -7,8 +7,9 @@
 /// The events of a session from a place in its log on, as they come.
 ///
 /// Every event of the log comes exactly once and in order, whatever was written while the stream was set up or
-/// fell behind. Making one costs nothing; reading begins with the iterator.
-public struct EventStream: Sendable {
+/// fell behind. Making one costs nothing; reading begins with the iterator. A class, since whoever waits for an event
+/// would hold several copies of what was selected.
+public final class EventStream: Sendable {
   /// Which part of a session's events to read.
   public struct Selection: Hashable, Sendable {
     /// Only events with greater numbers; 0 for all.
