@@ -58,7 +58,7 @@ extension API {
         outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
       } catch SessionServiceError.postponed(let turn) {
         // The session is what was asked for; its first turn comes after the restart.
-        outcome = turn
+        outcome = try await service.turn(turn.id, of: turn.sessionID)
       }
     }
     // With the time of its last use as it is now.

@@ -58,6 +58,7 @@ import Testing
       let created = try await stack.post("/sessions", ["initial_prompt": "hello"])
       #expect(created.status == 202)
       #expect(try created.json["turn"]?["state"] == "queued")
+      #expect(try created.json["turn"]?["prompt"] == "hello")
       // No prompt is in the log.
       #expect(!stack.responderLog.contains("second"))
       // The running turn comes to its end, and with it the responder.

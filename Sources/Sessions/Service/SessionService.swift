@@ -457,7 +457,8 @@ public actor SessionService {
     do {
       return try await endedTurn(turn, within: patience)
     } catch SessionServiceError.postponed(let turn) {
-      return turn
+      // Whole: what waits has no prompt.
+      return try await self.turn(turn.id, of: turn.sessionID)
     }
   }
 
