@@ -62,6 +62,7 @@ public struct API: Sendable {
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
+    addWebSocketRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)

@@ -14,55 +14,56 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     do {
       return try await next(request, context)
     } catch {
-      let problem = problem(error, request)
-      if problem.status.kind == .serverError {
-        context.logger.error(
-          "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
-      }
-      return problem.response
+      if let error = error as? HTTPError, error.status == .notFound { return noRoute(for: request).response }
+      return Problem(describing: error, context.logger).response
     }
   }
 
-  private func problem(_ error: any Error, _ request: Request) -> Problem {
-    switch error {
-    case let problem as Problem: return problem
-    case let error as SessionServiceError: return Problem(error)
-    case let error as SessionOptionError:
-      return BodyFields.invalid(error.option.rawValue, error.requirement)
-    case let error as FileError: return Problem(error)
-    case let error as RelativePath.Malformation: return Problem(error)
-    case let error as UploadError: return Problem(error)
-    case let error as ShareError: return Problem(error)
-    case MultipartError.malformed:
-      return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
-    case MultipartError.tooManyParts:
-      return Problem(.contentTooLarge, "too_many_parts", "The form has more parts than are allowed.")
-    case let error as HTTPError where error.status == .notFound:
-      let methods = routes.methods(for: request.uri.path)
-      guard !methods.isEmpty else {
-        return Problem(.notFound, "not_found", "There is nothing at this path; GET / lists what there is.")
-      }
-      let allowed = methods.map(\.rawValue).joined(separator: ", ")
-      return Problem(
-        .methodNotAllowed, "method_not_allowed",
-        "This path has no method \(request.method.rawValue); it has \(allowed).",
-        allow: allowed)
-    case let error as HTTPError:
-      return Problem(error.status, "http_\(error.status.code)", error.body ?? error.status.reasonPhrase)
-    case is CancellationError:
-      return Problem(.registered(499), "client_gone", "The client went away.")
-    default:
-      return Problem(.internalServerError, "internal_error", "The server failed in a way that it has no word for.")
+  private func noRoute(for request: Request) -> Problem {
+    let methods = routes.methods(for: request.uri.path)
+    guard !methods.isEmpty else {
+      return Problem(.notFound, "not_found", "There is nothing at this path; GET / lists what there is.")
     }
-  }
-
-  /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
-  private func logged(_ error: any Error) -> String {
-    if let problem = error as? Problem { problem.code } else { "\(error)" }
+    let allowed = methods.map(\.rawValue).joined(separator: ", ")
+    return Problem(
+      .methodNotAllowed, "method_not_allowed",
+      "This path has no method \(request.method.rawValue); it has \(allowed).",
+      allow: allowed)
   }
 }
 
 extension Problem {
+  /// What a client is told of an error. One that is the server's is logged.
+  init(describing error: any Error, _ logger: Logger) {
+    self.init(describing: error)
+    guard status.kind == .serverError else { return }
+    // A turn's failure may repeat what the agent said and is left out.
+    let text = error is Problem ? code : "\(error)"
+    logger.error("A request failed", metadata: ["code": "\(code)", "error": "\(text)"])
+  }
+
+  private init(describing error: any Error) {
+    switch error {
+    case let problem as Problem: self = problem
+    case let error as SessionServiceError: self.init(error)
+    case let error as SessionOptionError: self = BodyFields.invalid(error.option.rawValue, error.requirement)
+    case let error as FileError: self.init(error)
+    case let error as RelativePath.Malformation: self.init(error)
+    case let error as UploadError: self.init(error)
+    case let error as ShareError: self.init(error)
+    case MultipartError.malformed:
+      self.init(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
+    case MultipartError.tooManyParts:
+      self.init(.contentTooLarge, "too_many_parts", "The form has more parts than are allowed.")
+    case let error as HTTPError:
+      self.init(error.status, "http_\(error.status.code)", error.body ?? error.status.reasonPhrase)
+    case is CancellationError:
+      self.init(.registered(499), "client_gone", "The client went away.")
+    default:
+      self.init(.internalServerError, "internal_error", "The server failed in a way that it has no word for.")
+    }
+  }
+
   init(_ error: SessionServiceError) {
     switch error {
     case .sessionNotFound:
@@ -120,7 +121,7 @@ extension HTTPResponse.Status {
   private static let phrases: [Int: String] = [
     400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found",
     408: "Request Timeout", 409: "Conflict", 410: "Gone", 412: "Precondition Failed", 413: "Content Too Large",
-    422: "Unprocessable Content", 429: "Too Many Requests", 499: "Client Closed Request",
+    422: "Unprocessable Content", 426: "Upgrade Required", 429: "Too Many Requests", 499: "Client Closed Request",
     500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
     507: "Insufficient Storage",
   ]

@@ -18,10 +18,12 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var approval: Approval?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// The protocol that the path speaks, for a 426.
+  public var upgrade: String?
 
   public init(
     _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
-    challenge: String? = nil
+    challenge: String? = nil, upgrade: String? = nil
   ) {
     self.status = status
     self.code = code
@@ -29,25 +31,42 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
     self.retryAfter = retryAfter
     self.allow = allow
     self.challenge = challenge
+    self.upgrade = upgrade
   }
 
   public var response: Response {
+    Response(status: status, headers: headers, body: ResponseBody(byteBuffer: document))
+  }
+
+  var headers: HTTPFields {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
     if let challenge { headers[.wwwAuthenticate] = challenge }
-    var json = JSONWriter()
-    json.object { json in
-      json.field("type", "about:blank")
-      json.field("title", status.reasonPhrase)
-      json.field("status", Int64(status.code))
-      json.field("detail", detail)
-      json.field("code", code)
-      if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
-      if let approval { json.field("approval", object: { $0.members(approval) }) }
+    if let upgrade {
+      headers[.upgrade] = upgrade
+      headers[.secWebSocketVersion] = "13"
     }
-    return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))
+    return headers
+  }
+
+  var document: ByteBuffer {
+    var json = JSONWriter()
+    json.object { $0.members(self) }
+    return json.finish()
   }
 
   public func response(from request: Request, context: some RequestContext) -> Response { response }
+}
+
+extension JSONWriter {
+  mutating func members(_ problem: Problem) {
+    field("type", "about:blank")
+    field("title", problem.status.reasonPhrase)
+    field("status", Int64(problem.status.code))
+    field("detail", problem.detail)
+    field("code", problem.code)
+    if let retryAfter = problem.retryAfter { field("retry_after", Int64(retryAfter)) }
+    if let approval = problem.approval { field("approval", object: { $0.members(approval) }) }
+  }
 }

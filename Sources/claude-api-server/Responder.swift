@@ -9,6 +9,7 @@ import ServiceLifecycle
 import Sessions
 import Synchronization
 import UnixSignals
+import WebSockets
 import Workspaces
 
 /// Puts the parts of the responder together and runs them.
@@ -30,8 +31,9 @@ struct Responder {
   func run() async throws {
     let workspaces = try Workspaces(
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
-    try Workspaces.makeDirectories(
-      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    for path in [configuration.socketPath, configuration.webSocketPath] {
+      try Workspaces.makeDirectories(URL(filePath: path).deletingLastPathComponent().path(percentEncoded: false))
+    }
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
     var runnerConfiguration = runnerConfiguration
@@ -46,6 +48,7 @@ struct Responder {
       store: store, workspaces: workspaces,
       runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
       configuration: bounds, logger: logger)
+    let start = AfterStart<WebSocketServer<SessionSockets>>.Start()
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
@@ -68,11 +71,14 @@ struct Responder {
         examination.withLock { $0 = Task { await report(runner) } }
         logger.info(
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
+        start.announce()
       })
+    let webSockets = WebSocketServer(
+      application: api.sockets(socketConfiguration), configuration: webSocketConfiguration, logger: logger)
     try await ServiceGroup(
       // They are stopped from the last to the first.
       services: [
-        server, StreamEnd(service: service),
+        server, AfterStart(webSockets, start), StreamEnd(service: service),
         StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
@@ -139,6 +145,18 @@ struct Responder {
     transport.maximumBodyBytes = configuration.maximumBody
     transport.drainTimeout = configuration.drainTimeout
     return transport
+  }
+
+  private var webSocketConfiguration: WebSocketServerConfiguration {
+    var transport = WebSocketServerConfiguration(address: .unixSocket(path: configuration.webSocketPath, mode: 0o660))
+    transport.maximumMessageBytes = configuration.webSocketMaximumMessage
+    return transport
+  }
+
+  private var socketConfiguration: SessionSocketConfiguration {
+    var sockets = SessionSocketConfiguration()
+    sockets.allowedOrigins = Set(configuration.webSocketOrigins)
+    return sockets
   }
 }
 
