@@ -16,6 +16,7 @@ enum Handshake<Client: Sendable>: Sendable {
     _ application: some WebSocketApplication<Client>
   ) throws -> EventLoopFuture<Handshake> {
     let decision = Decision<Client>()
+    let recorder = HeadRecorder(decision)
     let upgrader = NIOTypedWebSocketServerUpgrader<Handshake>(
       maxFrameSize: configuration.maximumMessageBytes,
       enableAutomaticErrorHandling: false,
@@ -33,6 +34,7 @@ enum Handshake<Client: Sendable>: Sendable {
           }
           let ending = WebSocketEnding()
           let pipeline = channel.pipeline.syncOperations
+          pipeline.removeHandler(recorder, promise: nil)
           try pipeline.addHandler(ByteGate(limit: configuration.untrustedBytes), position: .first)
           try pipeline.addHandler(WebSocketHandler(configuration: configuration, ending: ending))
           let socket = try NIOAsyncChannel<ByteBuffer, ByteBuffer>(
@@ -44,13 +46,23 @@ enum Handshake<Client: Sendable>: Sendable {
     let upgrade = NIOTypedHTTPServerUpgradeConfiguration<Handshake>(
       upgraders: [upgrader],
       notUpgradingCompletionHandler: { channel in
-        channel.eventLoop.makeCompletedFuture {
-          try channel.pipeline.syncOperations.addHandler(RefusalHandler(application, decision))
+        channel.eventLoop.makeFutureWithTask {
+          if case .refused(let refusal) = decision.admission { return refusal }
+          if let head = decision.head, case .refused(let refusal) = await application.admit(WebSocketRequest(head)) {
+            return refusal
+          }
+          // The handshake has a defect that isn't known here; the application was not told of it.
+          return WebSocketRefusal(status: .badRequest, headers: [:], body: ByteBuffer())
+        }.map { refusal in
+          answer(refusal, channel)
           return .refused
         }
       })
-    let outcome = try channel.pipeline.syncOperations.configureUpgradableHTTPServerPipeline(
+    let pipeline = channel.pipeline.syncOperations
+    let outcome = try pipeline.configureUpgradableHTTPServerPipeline(
       configuration: .init(upgradeConfiguration: upgrade))
+    try pipeline.addHandler(
+      recorder, position: .before(pipeline.handler(type: NIOTypedHTTPServerUpgradeHandler<Handshake>.self)))
     let timer = channel.eventLoop.scheduleTask(in: TimeAmount(configuration.handshakeTimeout)) {
       channel.close(promise: nil)
     }
@@ -62,61 +74,50 @@ enum Handshake<Client: Sendable>: Sendable {
   }
 }
 
-/// What the application said, for the handlers that come after the one that asked it.
+/// What was asked and what the application said, for the handlers that come after the one that asked it.
 private final class Decision<Client: Sendable>: Sendable {
-  private let stored = Mutex<WebSocketAdmission<Client>?>(nil)
+  private let stored = Mutex<(head: HTTPRequestHead?, admission: WebSocketAdmission<Client>?)>((nil, nil))
+
+  var head: HTTPRequestHead? {
+    get { stored.withLock { $0.head } }
+    set { stored.withLock { $0.head = newValue } }
+  }
 
   var admission: WebSocketAdmission<Client>? {
-    get { stored.withLock { $0 } }
-    set { stored.withLock { $0 = newValue } }
+    get { stored.withLock { $0.admission } }
+    set { stored.withLock { $0.admission = newValue } }
   }
 }
 
-/// Answers a request that doesn't become a socket.
-private final class RefusalHandler<Application: WebSocketApplication>: ChannelInboundHandler, Sendable {
+/// Remembers the head of the request, which nobody is given who comes after a refused upgrade.
+private final class HeadRecorder<Client: Sendable>: ChannelInboundHandler, RemovableChannelHandler, Sendable {
   typealias InboundIn = HTTPServerRequestPart
-  typealias OutboundOut = HTTPServerResponsePart
+  typealias InboundOut = HTTPServerRequestPart
 
-  private let application: Application
-  private let decision: Decision<Application.Client>
+  private let decision: Decision<Client>
 
-  init(_ application: Application, _ decision: Decision<Application.Client>) {
-    self.application = application
+  init(_ decision: Decision<Client>) {
     self.decision = decision
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-    guard case .head(let head) = Self.unwrapInboundIn(data) else { return }
-    let channel = context.channel
-    if case .refused(let refusal) = decision.admission { return Self.answer(refusal, channel) }
-    channel.eventLoop.makeFutureWithTask { [application] in
-      await application.admit(WebSocketRequest(head))
-    }.whenSuccess { admission in
-      switch admission {
-      case .refused(let refusal): Self.answer(refusal, channel)
-      // The handshake has a defect that isn't known here; the application was not told of it.
-      case .accepted: channel.close(promise: nil)
-      }
-    }
+    if decision.head == nil, case .head(let head) = Self.unwrapInboundIn(data) { decision.head = head }
+    context.fireChannelRead(data)
   }
+}
 
-  func errorCaught(context: ChannelHandlerContext, error: any Error) {
-    context.close(promise: nil)
-  }
-
-  private static func answer(_ refusal: WebSocketRefusal, _ channel: any Channel) {
-    var headers = HTTPHeaders()
-    for field in refusal.headers { headers.add(name: field.name.rawName, value: field.value) }
-    headers.replaceOrAdd(name: "Content-Length", value: String(refusal.body.readableBytes))
-    // nginx makes no use of a second request on this connection.
-    headers.add(name: "Connection", value: "close")
-    let head = HTTPResponseHead(
-      version: .http1_1,
-      status: .init(statusCode: refusal.status.code, reasonPhrase: refusal.status.reasonPhrase), headers: headers)
-    channel.write(HTTPServerResponsePart.head(head), promise: nil)
-    channel.write(HTTPServerResponsePart.body(.byteBuffer(refusal.body)), promise: nil)
-    channel.writeAndFlush(HTTPServerResponsePart.end(nil)).whenComplete { _ in channel.close(promise: nil) }
-  }
+/// Answers a request that doesn't become a socket, and closes its connection.
+private func answer(_ refusal: WebSocketRefusal, _ channel: any Channel) {
+  var headers = HTTPHeaders()
+  for field in refusal.headers { headers.add(name: field.name.rawName, value: field.value) }
+  headers.replaceOrAdd(name: "Content-Length", value: String(refusal.body.readableBytes))
+  headers.add(name: "Connection", value: "close")
+  let head = HTTPResponseHead(
+    version: .http1_1,
+    status: .init(statusCode: refusal.status.code, reasonPhrase: refusal.status.reasonPhrase), headers: headers)
+  channel.write(HTTPServerResponsePart.head(head), promise: nil)
+  channel.write(HTTPServerResponsePart.body(.byteBuffer(refusal.body)), promise: nil)
+  channel.writeAndFlush(HTTPServerResponsePart.end(nil)).whenComplete { _ in channel.close(promise: nil) }
 }
 
 extension WebSocketRequest {

@@ -1,4 +1,5 @@
 import HTTPTypes
+import HummingbirdFastCGI
 import Logging
 import NIOCore
 import TestSupport

@@ -129,7 +129,7 @@ struct SessionServer: Sendable {
     private let stored = Mutex<[String: APIKey]>([:])
 
     func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
-      stored.withLock { APIKeyLookup(key: id.flatMap { id in $0[id] }, hasKeys: !$0.isEmpty) }
+      stored.withLock { keys in APIKeyLookup(key: id.flatMap { keys[$0] }, hasKeys: !keys.isEmpty) }
     }
 
     func keys() async throws(SessionStoreError) -> [APIKey] { stored.withLock { Array($0.values) } }
