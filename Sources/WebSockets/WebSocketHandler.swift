@@ -13,10 +13,39 @@ final class WebSocketHandler: ChannelDuplexHandler {
 
   private enum State {
     case open
+    /// The client has closed the socket or broken the rules. What it said before that is still answered.
+    case ending(Ending)
     /// A close was sent, and the client's is awaited. All else is read and thrown away: closing with unread input
     /// could keep the close from arriving.
     case closing
     case closed
+  }
+
+  private struct Ending {
+    var close: WebSocketClose
+    var payload: ByteBuffer
+    /// Whether the client has sent its close, so that ours is the last frame.
+    var isAnswer: Bool
+    /// How long the client's close is waited for.
+    var patience: Duration
+
+    init(_ close: WebSocketClose, patience: Duration) {
+      self.close = close
+      isAnswer = false
+      self.patience = patience
+      var reason = close.reason
+      while reason.utf8.count > 123 { reason.removeLast() }
+      payload = ByteBuffer(integer: close.code)
+      payload.writeString(reason)
+    }
+
+    /// The answer to a close of the client: its own code, or none.
+    init(answering close: WebSocketClose, code: UInt16?) {
+      self.close = close
+      payload = code.map { ByteBuffer(integer: $0) } ?? ByteBuffer()
+      isAnswer = true
+      patience = .zero
+    }
   }
 
   private struct Message {
@@ -70,8 +99,12 @@ final class WebSocketHandler: ChannelDuplexHandler {
       do throws(WebSocketClose) {
         try receive(frame, context)
       } catch {
-        close(context, with: error, patience: configuration.closeTimeout)
+        end(context, Ending(error, patience: configuration.closeTimeout))
       }
+    case .ending(var ending):
+      guard frame.opcode == .connectionClose else { return }
+      ending.isAnswer = true
+      state = .ending(ending)
     case .closing where frame.opcode == .connectionClose: closeChannel(context)
     case .closing, .closed: break
     }
@@ -81,7 +114,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
     context.flush()
     context.fireChannelReadComplete()
     // Nobody else asks for more once the application takes no more messages.
-    if isInputEnded, state != .closed { context.read() }
+    if isInputEnded { context.read() }
   }
 
   private func receive(_ frame: WebSocketFrame, _ context: ChannelHandlerContext) throws(WebSocketClose) {
@@ -135,7 +168,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
     var rest = data
     guard rest.readableBytes != 1 else { throw .protocolError("the close has half a code") }
     guard let code = rest.readInteger(as: UInt16.self) else {
-      return finish(context, with: .normal, answer: ByteBuffer())
+      return end(context, Ending(answering: .normal, code: nil))
     }
     switch code {
     case 1000...1003, 1007...1014, 3000...4999: break
@@ -143,19 +176,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
     }
     var text = IncrementalUTF8()
     guard rest.withUnsafeReadableBytes({ text.check($0) }), text.isComplete else { throw .invalidText }
-    finish(context, with: WebSocketClose(code, String(buffer: rest)), answer: ByteBuffer(integer: code))
-  }
-
-  private func finish(_ context: ChannelHandlerContext, with close: WebSocketClose, answer: ByteBuffer) {
-    ending.note(close)
-    state = .closing
-    context.write(Self.wrapOutboundOut(WebSocketFrame(fin: true, opcode: .connectionClose, data: answer)))
-      .assumeIsolated().whenComplete { [weak self] _ in
-        if let self, let context = self.context { closeChannel(context) }
-      }
-    context.flush()
-    scheduleClose(after: configuration.closeTimeout)
-    endInput(context)
+    end(context, Ending(answering: WebSocketClose(code, String(buffer: rest)), code: code))
   }
 
   private func sendPendingPong(_ context: ChannelHandlerContext) {
@@ -178,14 +199,15 @@ final class WebSocketHandler: ChannelDuplexHandler {
 
   /// After a frame that can't be read there is no next one, and so no answer to the close either.
   private func failFraming(_ context: ChannelHandlerContext, _ close: WebSocketClose) {
-    guard state == .open else { return }
-    self.close(context, with: close, patience: min(configuration.closeTimeout, .seconds(1)))
+    end(context, Ending(close, patience: min(configuration.closeTimeout, .seconds(1))))
   }
 
   // MARK: To the client
 
   func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
-    guard state == .open else {
+    switch state {
+    case .open, .ending: break
+    case .closing, .closed:
       promise?.fail(ChannelError.ioOnClosedChannel)
       return
     }
@@ -197,42 +219,56 @@ final class WebSocketHandler: ChannelDuplexHandler {
     switch event as? WebSocketControl {
     case .endInput: endInput(context)
     case .close(let close):
-      if state == .open {
-        self.close(context, with: isShuttingDown ? .goingAway : close, patience: configuration.closeTimeout)
+      switch state {
+      case .open:
+        self.close(context, Ending(isShuttingDown ? .goingAway : close, patience: configuration.closeTimeout))
+      case .ending(let ending): self.close(context, ending)
+      case .closing, .closed: break
       }
     case .shutDown:
       isShuttingDown = true
       endInput(context)
-      closeTimer =
-        closeTimer
-        ?? schedule(after: configuration.drainTimeout) { handler, context in
-          handler.closeTimer = nil
-          handler.close(context, with: .goingAway, patience: handler.configuration.closeTimeout)
-        }
+      if case .open = state {
+        scheduleClose(after: configuration.drainTimeout, with: Ending(.goingAway, patience: configuration.closeTimeout))
+      }
     case .trust, nil:
       return context.triggerUserOutboundEvent(event, promise: promise)
     }
     promise?.succeed()
   }
 
-  private func close(_ context: ChannelHandlerContext, with close: WebSocketClose, patience: Duration) {
-    guard state == .open else { return }
-    ending.note(close)
-    state = .closing
+  /// Takes nothing more from the client, and closes the socket when the application is done with what it has.
+  private func end(_ context: ChannelHandlerContext, _ ending: Ending) {
+    guard case .open = state else { return }
+    self.ending.note(ending.close)
     message = nil
-    var data = ByteBuffer(integer: close.code)
-    var reason = close.reason
-    while reason.utf8.count > 123 { reason.removeLast() }
-    data.writeString(reason)
-    context.writeAndFlush(
-      Self.wrapOutboundOut(WebSocketFrame(fin: true, opcode: .connectionClose, data: data)), promise: nil)
-    scheduleClose(after: patience)
+    state = .ending(ending)
+    scheduleClose(after: configuration.drainTimeout, with: ending)
     endInput(context)
   }
 
-  private func scheduleClose(after patience: Duration) {
+  private func scheduleClose(after patience: Duration, with ending: Ending) {
     closeTimer?.cancel()
-    closeTimer = schedule(after: patience) { handler, context in handler.closeChannel(context) }
+    closeTimer = schedule(after: patience) { handler, context in handler.close(context, ending) }
+  }
+
+  private func close(_ context: ChannelHandlerContext, _ ending: Ending) {
+    self.ending.note(ending.close)
+    message = nil
+    state = .closing
+    let frame = WebSocketFrame(fin: true, opcode: .connectionClose, data: ending.payload)
+    if ending.isAnswer {
+      context.writeAndFlush(Self.wrapOutboundOut(frame)).assumeIsolated().whenComplete { [weak self] _ in
+        if let self, let context = self.context { closeChannel(context) }
+      }
+    } else {
+      context.writeAndFlush(Self.wrapOutboundOut(frame), promise: nil)
+    }
+    closeTimer?.cancel()
+    closeTimer = schedule(after: ending.isAnswer ? configuration.closeTimeout : ending.patience) { handler, context in
+      handler.closeChannel(context)
+    }
+    endInput(context)
   }
 
   private func endInput(_ context: ChannelHandlerContext) {
@@ -266,7 +302,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
       if NIODeadline.now() - handler.lastRead > TimeAmount(handler.configuration.idleTimeout) {
         return handler.closeChannel(context)
       }
-      if handler.state == .open, context.channel.isWritable {
+      if case .open = handler.state, context.channel.isWritable {
         context.writeAndFlush(
           Self.wrapOutboundOut(WebSocketFrame(fin: true, opcode: .ping, data: ByteBuffer())), promise: nil)
       }

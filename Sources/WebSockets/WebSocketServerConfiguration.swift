@@ -34,7 +34,8 @@ public struct WebSocketServerConfiguration: Sendable {
   /// How long a client may take to answer a close; then its connection is closed. Default 2 s.
   public var closeTimeout: Duration = .seconds(2)
 
-  /// How long the application may go on after a graceful shutdown has begun; then its sockets are closed. Default 5 s.
+  /// How long the application may go on with what it has from a client after the end has come, by a graceful shutdown
+  /// or by the client; then the socket is closed. Default 5 s.
   public var drainTimeout: Duration = .seconds(5)
 
   public init(address: FastCGIServerConfiguration.Address) {

@@ -161,7 +161,7 @@ import WebSockets
 
   @Test func damagedFramesAreReadByTheRules() async throws {
     let environment = ProcessInfo.processInfo.environment
-    let runs = environment["CLAUDE_API_TEST_FUZZ"].flatMap { Int($0) } ?? 400
+    let runs = environment["CLAUDE_API_TEST_FUZZ"].flatMap { Int($0) } ?? 250
     let seed = environment["CLAUDE_API_TEST_SEED"].flatMap { UInt64($0) } ?? 1
     print("\(runs) runs with seed \(seed)")
     var random = Random(seed: seed)
@@ -172,6 +172,7 @@ import WebSockets
     try await TestSockets.run(Echo()) { configuration in
       configuration.maximumMessageBytes = Self.maximumBytes
       configuration.maximumFragments = Self.maximumFragments
+      configuration.closeTimeout = .milliseconds(50)
     } _: { sockets in
       try await withThrowingTaskGroup(of: Void.self) { group in
         for (index, input) in inputs.enumerated() {
