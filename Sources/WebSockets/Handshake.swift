@@ -29,13 +29,13 @@ enum Handshake<Client: Sendable>: Sendable {
       },
       upgradePipelineHandler: { channel, _ in
         channel.eventLoop.makeCompletedFuture {
-          guard case .accepted(let client) = decision.admission else {
+          guard case .accepted(let client, let isTrusted) = decision.admission else {
             throw ChannelError.inappropriateOperationForState
           }
           let ending = WebSocketEnding()
           let pipeline = channel.pipeline.syncOperations
           pipeline.removeHandler(recorder, promise: nil)
-          try pipeline.addHandler(ByteGate(limit: configuration.untrustedBytes), position: .first)
+          if !isTrusted { try pipeline.addHandler(ByteGate(limit: configuration.untrustedBytes), position: .first) }
           try pipeline.addHandler(WebSocketHandler(configuration: configuration, ending: ending))
           let socket = try NIOAsyncChannel<ByteBuffer, ByteBuffer>(
             wrappingChannelSynchronously: channel,

@@ -36,7 +36,9 @@ public struct WebSocketRequest: Sendable {
 }
 
 public enum WebSocketAdmission<Client: Sendable>: Sendable {
-  case accepted(Client)
+  /// - Parameter isTrusted: whether messages may have the full size from the beginning; else see
+  ///   ``WebSocket/trust()``.
+  case accepted(Client, isTrusted: Bool)
   case refused(WebSocketRefusal)
 }
 
@@ -89,7 +91,8 @@ public struct WebSocket: Sendable {
     try await outbound.write(contentsOf: texts)
   }
 
-  /// From now on messages may have the full size. Until then a few kilobytes are all that is read.
+  /// From now on messages may have the full size. Before that a few kilobytes are all that is read of a client that
+  /// was not trusted from the beginning.
   public func trust() {
     channel.triggerUserOutboundEvent(WebSocketControl.trust, promise: nil)
   }

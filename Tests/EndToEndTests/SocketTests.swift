@@ -92,7 +92,7 @@ import Testing
       try Self.pythonClient.write(toFile: script, atomically: true, encoding: .utf8)
       let log = stack.directory + "/client.log"
       let exit = try await TestSupport.run(
-        ["python3", script, "ws://127.0.0.1:\(stack.nginx.port)/sessions/\(id)/ws", key], output: log)
+        ["/usr/bin/python3", script, "ws://127.0.0.1:\(stack.nginx.port)/sessions/\(id)/ws", key], output: log)
       #expect(exit == .status(0), "\(text(of: log))")
       #expect(text(of: log).hasSuffix("turn.completed\nclosed 4401\n"), "\(text(of: log))")
       // The key is in no log.
@@ -157,7 +157,7 @@ import Testing
       var socket = try await stack.socket(id, "?deltas=false")
       var seen: [Int64] = []
       for round in 1...4 {
-        _ = try await socket.ask(
+        try await socket.send(
           ["type": "message", "prompt": "fake:count 200 \(round)", "idempotency_key": "\(round)"])
         seen += sequences(try await socket.messages { ($0["sequence"]?.intValue ?? 0) > Int64(round * 60) })
         if round % 2 == 0 { await stack.stopResponder() } else { await stack.killResponder() }
@@ -166,7 +166,7 @@ import Testing
         try await stack.startResponder()
         socket = try await stack.socket(id, "?deltas=false&after=\(seen.last ?? 0)")
       }
-      _ = try await socket.ask(["type": "message", "prompt": "last"])
+      try await socket.send(["type": "message", "prompt": "last"])
       while true {
         let message = try await socket.next()
         seen += sequences([message])
@@ -180,11 +180,11 @@ import Testing
   @Test func aSlowReaderHoldsNobodyUp() async throws {
     try await Stack.run { stack in
       let id = try await stack.createSession()
-      let slow = try await stack.socket(id, "?deltas=false")
+      let slow = try await stack.socket(id, "?deltas=false", receiveBuffer: 16 << 10)
       #expect(try await slow.next()["type"] == "ready")
       let quick = try await stack.socket(id, "?deltas=false&types=turn.completed")
       // More than all the buffers on the way take.
-      for _ in 0..<30 { _ = try await stack.say("fake:say 1000000", to: id) }
+      for _ in 0..<24 { _ = try await stack.say("fake:say 400000", to: id) }
       let read = try await slow.messages { _ in false }
       let closed = read.last?["closed"]?.intValue
       #expect(closed == 1013 || closed == nil)
@@ -196,7 +196,7 @@ import Testing
       let rest = sequences(try await again.messages { $0["sequence"] == .int(last) })
       #expect(seen + rest == Array(1...last))
       var ends = 0
-      while ends < 30 { if try await quick.next()["type"] == "turn.completed" { ends += 1 } }
+      while ends < 24 { if try await quick.next()["type"] == "turn.completed" { ends += 1 } }
     }
   }
 
@@ -284,12 +284,15 @@ struct RealSocketTests {
 }
 
 extension Stack {
-  func socket(_ session: String, _ query: String = "", headers: [String: String] = [:]) async throws -> SocketClient {
+  func socket(
+    _ session: String, _ query: String = "", headers: [String: String] = [:], receiveBuffer: Int32? = nil
+  ) async throws -> SocketClient {
     var headers = headers
     headers["Host"] = headers["Host"] ?? "127.0.0.1"
     return SocketClient(
       try await RawWebSocket.open(
-        RawConnection(port: nginx.port), path: "/sessions/\(session)/ws\(query)", headers: headers))
+        RawConnection(port: nginx.port, receiveBuffer: receiveBuffer), path: "/sessions/\(session)/ws\(query)",
+        headers: headers))
   }
 
   /// Runs claude-api-server keys.

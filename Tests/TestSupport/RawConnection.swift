@@ -7,7 +7,10 @@ import Synchronization
 public final class RawConnection: Sendable {
   private let descriptor: Int32
 
-  public convenience init(port: Int) throws { try self.init(connected: connectedSocket(port: port)) }
+  /// - Parameter receiveBuffer: bytes that the kernel keeps for this side, roughly; nil for its default.
+  public convenience init(port: Int, receiveBuffer: Int32? = nil) throws {
+    try self.init(connected: connectedSocket(AF_INET, loopback(port: port), receiveBuffer: receiveBuffer))
+  }
 
   public convenience init(unixSocket path: String) throws {
     try self.init(connected: connectedSocket(unixSocket: path))
@@ -182,9 +185,14 @@ private func connectedSocket(unixSocket path: String) throws -> Int32 {
   return try connectedSocket(AF_UNIX, address)
 }
 
-private func connectedSocket<Address>(_ family: Int32, _ address: Address) throws -> Int32 {
+private func connectedSocket<Address>(
+  _ family: Int32, _ address: Address, receiveBuffer: Int32? = nil
+) throws -> Int32 {
   let descriptor = socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
   guard descriptor >= 0 else { throw SystemError(call: "socket") }
+  if var size = receiveBuffer {
+    setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+  }
   let result = withUnsafePointer(to: address) {
     $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
       connect(descriptor, $0, socklen_t(MemoryLayout<Address>.size))

@@ -67,7 +67,11 @@ public final class RawWebSocket: Sendable {
     guard let head = bytes.firstRange(of: end) else { throw Refused(response: try RawResponse(parsing: bytes)) }
     let text = String(decoding: bytes[..<head.lowerBound], as: UTF8.self).components(separatedBy: "\r\n")
     guard text[0].hasPrefix("HTTP/1.1 101 ") else {
-      let rest = try await connection.receive { _ in false }
+      // nginx may keep the connection.
+      let length = text.dropFirst().first { $0.lowercased().hasPrefix("content-length:") }
+        .flatMap { Int($0.dropFirst("content-length:".count).trimmingCharacters(in: .whitespaces)) }
+      let missing = length.map { $0 - (bytes.count - head.upperBound) } ?? Int.max
+      let rest = try await connection.receive { $0.count >= missing }
       throw Refused(response: try RawResponse(parsing: bytes + rest))
     }
     let answered = text.dropFirst().map { line in

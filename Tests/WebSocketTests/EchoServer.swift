@@ -14,11 +14,10 @@ struct Echo: WebSocketApplication {
       return .refused(
         WebSocketRefusal(status: .badRequest, headers: [.contentType: "text/plain"], body: ByteBuffer(string: "no")))
     }
-    return .accepted(())
+    return .accepted((), isTrusted: trusts)
   }
 
   func serve(_ socket: WebSocket, for _: Void) async -> WebSocketClose {
-    if trusts { socket.trust() }
     do {
       for try await message in socket.messages {
         if message == ByteBuffer(string: "bye") { return WebSocketClose(4000, "bye") }

@@ -67,11 +67,11 @@ public struct SessionSockets: WebSocketApplication {
     let fields = request.head.headerFields
     var logger = logger
     logger[metadataKey: "hb.request.id"] = .string(fields[.xRequestID] ?? "-")
-    let request = (head: request.head, defect: request.defect)
     var session: String?
     do {
       session = try Self.session(in: request.head)
-      return .accepted(try await client(request.head, request.defect, session ?? "", logger))
+      let client = try await client(request.head, request.defect, session ?? "", logger)
+      return .accepted(client, isTrusted: !client.access.isPending)
     } catch {
       let problem = Problem(describing: error, logger)
       AuthenticationMiddleware.log(
@@ -89,18 +89,18 @@ public struct SessionSockets: WebSocketApplication {
     let request = Request(head: head, body: RequestBody(buffer: ByteBuffer()))
     let address = head.headerFields[.xRealIP]
     let access = try await access(head, address, session, isUpgrade: defect == nil)
+    // What is wrong with the query is told before the upgrade, where HTTP has a status for it.
+    if case .granted = access {
+      _ = try await api.eventSelection(request, of: try API.sessionID(session))
+    } else {
+      try API.checkEventQuery(request)
+    }
     switch defect {
     case .notAnUpgrade, .unsupportedVersion: throw Problem.upgradeRequired
     case .malformed:
       throw Problem(
         .badRequest, "bad_request", "The request has no well-formed Sec-WebSocket-Key.")
     case nil: break
-    }
-    // What is wrong with the query is told before the upgrade, where HTTP has a status for it.
-    if case .granted = access {
-      _ = try await api.eventSelection(request, of: try API.sessionID(session))
-    } else {
-      try API.checkEventQuery(request)
     }
     let place = try counter.enter(isPending: access.isPending, configuration)
     return Client(
