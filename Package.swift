@@ -163,8 +163,8 @@ let package = Package(
     .testTarget(
       name: "FilesTests",
       dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
-        hummingbird, logging, serviceLifecycle,
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
+        "Workspaces", hummingbird, logging, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(
@@ -182,7 +182,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport", "Workspaces"],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
@@ -206,6 +207,8 @@ let package = Package(
         httpTypes, hummingbird, logging, nioCore,
       ],
       swiftSettings: swiftSettings),
-    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      swiftSettings: swiftSettings),
   ]
 )

@@ -14,8 +14,16 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     do {
       return try await next(request, context)
     } catch {
-      if let error = error as? HTTPError, error.status == .notFound { return noRoute(for: request).response }
-      return Problem(describing: error, context.logger).response
+      let problem =
+        if let error = error as? HTTPError, error.status == .notFound {
+          noRoute(for: request)
+        } else {
+          Problem(describing: error, context.logger)
+        }
+      guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
+      // A folder of the session, if there is such a session.
+      let session = problem.code == "session_not_found" ? nil : API.uuid("session_id", context)
+      return ProblemPage(problem: problem, folder: session.map { "/sessions/\($0.lowercaseString)/files/" }).response
     }
   }
 
@@ -51,6 +59,7 @@ extension Problem {
     case let error as RelativePath.Malformation: self.init(error)
     case let error as UploadError: self.init(error)
     case let error as ShareError: self.init(error)
+    case let error as GitError: self.init(error)
     case MultipartError.malformed:
       self.init(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
     case MultipartError.tooManyParts:
