@@ -182,11 +182,13 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport", "Workspaces"],
+      name: "ServerTests", dependencies: ["Sessions", "TestSupport", "Workspaces", "claude-api-server"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
-      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      dependencies: [
+        "JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", "TestSupport", nioCore,
+      ],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",

@@ -16,10 +16,14 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var allow: String?
   /// What was decided, for a decision that came too late.
   public var approval: Approval?
+  /// The turn that the request made, although it failed.
+  public var turn: Turn?
   /// How to authenticate, for a 401.
   public var challenge: String?
   /// The protocol that the path speaks, for a 426.
   public var upgrade: String?
+  /// The limit of a key that was reached.
+  public var limit: LimitExcess?
 
   public init(
     _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
@@ -42,7 +46,9 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
+    if let turn { headers[.location] = API.path(of: turn) }
     if let challenge { headers[.wwwAuthenticate] = challenge }
+    if let limit { headers.merge(limit, at: .now()) }
     if let upgrade {
       headers[.upgrade] = upgrade
       headers[.secWebSocketVersion] = "13"
@@ -67,6 +73,8 @@ extension JSONWriter {
     field("detail", problem.detail)
     field("code", problem.code)
     if let retryAfter = problem.retryAfter { field("retry_after", Int64(retryAfter)) }
+    if let limit = problem.limit { field("limit", object: { $0.members(limit) }) }
+    if let turn = problem.turn { field("turn_id", turn.id.lowercaseString) }
     if let approval = problem.approval { field("approval", object: { $0.members(approval) }) }
   }
 }

@@ -17,7 +17,7 @@ import Testing
       let id = try await stack.createSession()
       // What a client says of itself in nginx's own headers doesn't count: this one would be refused for its address.
       let socket = try await stack.socket(
-        id, headers: ["X-Real-IP": "10.0.0.1", "X-Request-Id": "forged", "Origin": "http://127.0.0.1"])
+        id, headers: ["Claude-Api-Remote-Addr": "10.0.0.1", "X-Request-Id": "forged", "Origin": "http://127.0.0.1"])
       let request = socket.raw.fields.first { $0.name == "X-Request-Id" }?.value
       #expect(request?.count == 32, "\(socket.raw.fields)")
       #expect(try await socket.next()["type"] == "ready")

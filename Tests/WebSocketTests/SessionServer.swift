@@ -97,7 +97,7 @@ struct SessionServer: Sendable {
     _ session: String, _ query: String = "", key: KeySecret? = nil, headers: [String: String] = [:]
   ) async throws -> SocketClient {
     var headers = headers
-    headers["X-Real-IP"] = headers["X-Real-IP"] ?? "127.0.0.1"
+    headers["Claude-Api-Remote-Addr"] = headers["Claude-Api-Remote-Addr"] ?? "127.0.0.1"
     if let key { headers["Authorization"] = "Bearer \(key.text)" }
     return SocketClient(try await sockets.open("/sessions/\(session)/ws\(query)", headers: headers))
   }

@@ -421,7 +421,7 @@ import WebSockets
     try await SessionServer.run(configure: { $0.allowedOrigins = ["https://tools.example.org"] }) { server in
       let id = try await server.newSession()
       for address in ["10.0.0.1", "::ffff:10.0.0.1", "x"] {
-        #expect(try await server.refusal(id, headers: ["X-Real-IP": address]) == "403 no_keys")
+        #expect(try await server.refusal(id, headers: ["Claude-Api-Remote-Addr": address]) == "403 no_keys")
       }
       for origin in ["http://localhost", "https://LOCALHOST", "https://tools.example.org"] {
         let socket = try await server.open(id, headers: ["Origin": origin])
@@ -449,7 +449,7 @@ import WebSockets
       func answer(_ method: String, _ path: String, _ headers: [String: String]) async throws -> RawResponse {
         do {
           var headers = headers
-          headers["X-Real-IP"] = "127.0.0.1"
+          headers["Claude-Api-Remote-Addr"] = "127.0.0.1"
           _ = try await RawWebSocket.open(
             RawConnection(unixSocket: server.sockets.path), path: path, method: method, headers: headers)
         } catch let refused as RawWebSocket.Refused {

@@ -49,13 +49,16 @@ final class SessionSocket: Sendable {
       let id = try API.sessionID(client.session)
       var selection = try await api.eventSelection(client.request, of: id)
       selection.holder = principal.withLock { $0?.key }
+      let lease = try await Principal.$current.withValue(principal.withLock { $0 }) {
+        try await api.leaseStream(of: id)
+      }
       AuthenticationMiddleware.log(
         .switchingProtocols, principal.withLock { $0 }, "GET \(API.webSocketPath)", session: client.session, .zero,
         client.logger)
       try await socket.send([
         SocketMessage.ready(id, after: selection.after, last: try await service.lastSequence(of: id), first?.id)
       ])
-      return try await serve(id, selection, &messages)
+      return try await serve(service.eventStream(of: id, selection, lease: lease), id, &messages)
     } catch let refusal as Refusal {
       return await refuse(refusal.problem, refusal.command)
     } catch let error as ChannelError {
@@ -111,7 +114,9 @@ final class SessionSocket: Sendable {
         throw Problem(
           .unauthorized, "unauthorized", #"The first message must be {"type": "authenticate", "key": "…"}."#)
       }
-      let found = try await authenticator.principal(showing: key, from: client.address)
+      let found = try await authenticator.principal(
+        showing: key, from: client.parameters["REMOTE_ADDR"],
+        isLocal: ClientAddress.isLocal(client.request.headers, client.parameters))
       if let found { try await authenticator.authorize(found, .read, session: client.session) }
       principal.withLock { $0 = found }
       return parsed
@@ -141,10 +146,10 @@ final class SessionSocket: Sendable {
   // MARK: Events
 
   private func serve(
-    _ id: UUID, _ selection: EventStream.Selection,
+    _ stream: EventStream, _ id: UUID,
     _ messages: inout NIOAsyncChannelInboundStream<ByteBuffer>.AsyncIterator
   ) async throws -> WebSocketClose {
-    async let following: Void = follow(id, selection)
+    async let following: Void = follow(stream)
     while let text = try await messages.next() {
       let answer = await answer(text, id)
       try await socket.send([answer.message])
@@ -158,8 +163,8 @@ final class SessionSocket: Sendable {
     return socket.closing ?? .normal
   }
 
-  private func follow(_ id: UUID, _ selection: EventStream.Selection) async {
-    var events = service.eventStream(of: id, selection).makeIterator()
+  private func follow(_ stream: EventStream) async {
+    var events = stream.makeIterator()
     defer { events.close() }
     let close: WebSocketClose
     do {

@@ -1,5 +1,6 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
 import Logging
 import NIOCore
 import Sessions
@@ -54,7 +55,7 @@ public struct SessionSockets: WebSocketApplication {
 
     let session: String
     let request: Request
-    let address: String?
+    let parameters: CGIParameters
     let logger: Logger
     let access: Access
     let place: SocketCounter.Place
@@ -87,8 +88,12 @@ public struct SessionSockets: WebSocketApplication {
   ) async throws -> Client {
     try checkOrigin(head)
     let request = Request(head: head, body: RequestBody(buffer: ByteBuffer()))
-    let address = head.headerFields[.xRealIP]
-    let access = try await access(head, address, session, isUpgrade: defect == nil)
+    // What nginx tells over FastCGI in params.
+    let parameters = CGIParameters(
+      [("REMOTE_ADDR", "Remote"), ("SERVER_ADDR", "Server"), ("PEER_ADDR", "Peer")].compactMap { name, word in
+        HTTPField.Name("Claude-Api-\(word)-Addr").flatMap { head.headerFields[$0] }.map { (name: name, value: $0) }
+      })
+    let access = try await access(head, parameters, session, isUpgrade: defect == nil)
     // What is wrong with the query is told before the upgrade, where HTTP has a status for it.
     if case .granted = access {
       _ = try await api.eventSelection(request, of: try API.sessionID(session))
@@ -104,16 +109,17 @@ public struct SessionSockets: WebSocketApplication {
     }
     let place = try counter.enter(isPending: access.isPending, configuration)
     return Client(
-      session: session, request: request, address: address, logger: logger, access: access, place: place)
+      session: session, request: request, parameters: parameters, logger: logger, access: access, place: place)
   }
 
   private func access(
-    _ head: HTTPRequest, _ address: String?, _ session: String, isUpgrade: Bool
+    _ head: HTTPRequest, _ parameters: CGIParameters, _ session: String, isUpgrade: Bool
   ) async throws -> Client.Access {
     guard let authenticator = api.authenticator else { return .granted(nil) }
     let shown = Authenticator.credentials(head.headerFields)
     if shown == nil, isUpgrade, try await authenticator.needsKey { return .pending }
-    let principal = try await authenticator.principal(showing: shown, from: address)
+    let principal = try await authenticator.principal(
+      showing: shown, from: parameters["REMOTE_ADDR"], isLocal: ClientAddress.isLocal(head.headerFields, parameters))
     if let principal { try await authenticator.authorize(principal, .read, session: session) }
     return .granted(principal)
   }
@@ -172,7 +178,5 @@ extension SessionSockets.Client.Access {
 }
 
 extension HTTPField.Name {
-  /// The client's address, from nginx.
-  static let xRealIP = Self("X-Real-IP")!
   static let xRequestID = Self("X-Request-Id")!
 }
