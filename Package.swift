@@ -16,6 +16,7 @@ let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-htt
 let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 let nioCore = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let nioHTTP1 = Target.Dependency.product(name: "NIOHTTP1", package: "swift-nio")
 let nioPosix = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
 let serviceLifecycle = Target.Dependency.product(
   name: "ServiceLifecycle", package: "swift-service-lifecycle")
@@ -55,8 +56,8 @@ let package = Package(
     .target(
       name: "ClaudeAPI",
       dependencies: [
-        "HummingbirdFastCGI", "JSONSupport", "Sessions", "Workspaces", crypto, httpTypes, hummingbird, logging,
-        nioCore,
+        "HummingbirdFastCGI", "JSONSupport", "Sessions", "WebSockets", "Workspaces", crypto, httpTypes, hummingbird,
+        logging, nioCore,
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -69,7 +70,7 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         nioCore,
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
-        .product(name: "NIOHTTP1", package: "swift-nio"),
+        nioHTTP1,
       ],
       swiftSettings: swiftSettings),
     .target(
@@ -94,6 +95,14 @@ let package = Package(
     .target(
       name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),
     .target(
+      name: "WebSockets",
+      dependencies: [
+        "HummingbirdFastCGI", httpTypes, logging, nioCore, nioHTTP1, nioPosix,
+        .product(name: "NIOWebSocket", package: "swift-nio"),
+        serviceLifecycle,
+      ],
+      swiftSettings: swiftSettings),
+    .target(
       name: "Workspaces",
       dependencies: [
         "CArchive", "CLinux",
@@ -110,7 +119,7 @@ let package = Package(
       name: "claude-api-server",
       dependencies: [
         "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox",
-        "Sessions", "Workspaces", argumentParser,
+        "Sessions", "WebSockets", "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
         logging, serviceLifecycle, unixSignals,
@@ -145,7 +154,7 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         nioCore,
         .product(name: "NIOFoundationCompat", package: "swift-nio"),
-        .product(name: "NIOHTTP1", package: "swift-nio"),
+        nioHTTP1,
       ],
       exclude: ["Contract"],
       swiftSettings: swiftSettings),
@@ -194,6 +203,13 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(
       name: "TestSupport", dependencies: ["JSONSupport"], path: "Tests/TestSupport", swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WebSocketTests",
+      dependencies: [
+        "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport", "WebSockets",
+        httpTypes, hummingbird, logging, nioCore,
+      ],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
       swiftSettings: swiftSettings),

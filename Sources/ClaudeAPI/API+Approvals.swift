@@ -43,8 +43,14 @@ extension API {
   private func decideApproval(_ request: Request, _ context: some RequestContext) async throws -> Response {
     let id = try Self.sessionID(context)
     let approval = try Self.approvalID(context)
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["decision", "message", "remember", "updated_input"])
+    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: Self.approvalFields)
+    return Self.json(Self.body(try await decide(approval, of: id, fields)))
+  }
+
+  static let approvalFields = ["decision", "message", "remember", "updated_input"]
+
+  /// Decides on a tool call, however the decision came.
+  func decide(_ approval: UUID, of id: UUID, _ fields: BodyFields) async throws -> Approval {
     let decisions = ApprovalVerdict.Decision.allCases.map(\.rawValue)
     guard let decision = try fields.string("decision").flatMap(ApprovalVerdict.Decision.init(rawValue:)) else {
       throw fields.invalid("decision", "must be one of \(decisions.joined(separator: ", "))")
@@ -57,12 +63,11 @@ extension API {
     guard input == nil || decision == .allow else {
       throw fields.invalid("updated_input", "goes only with the decision allow")
     }
-    let decided = try await service.decide(
+    return try await service.decide(
       approval, of: id,
       ApprovalVerdict(
         decision, message: message, updatedInput: input.map { .object($0) },
         remember: try fields.boolean("remember") ?? false))
-    return Self.json(Self.body(decided))
   }
 
   // MARK: Parts

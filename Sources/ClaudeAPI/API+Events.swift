@@ -23,7 +23,7 @@ extension API {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["after", "deltas", "limit", "stream", "types"])
     let types = try Self.types(query)
-    let previews = try query.boolean("deltas") ?? true
+    let previews = try Self.previews(query)
     let limit = try query.integer("limit", in: 1...1000)
     let isStream = try query.boolean("stream") ?? AnswerPreference.acceptsEventStream(request.headers)
     let last = try await service.lastSequence(of: id)
@@ -70,6 +70,26 @@ extension API {
   }
 
   // MARK: Parts
+
+  /// Which events the request for a socket asks for; the same as for a stream.
+  func eventSelection(_ request: Request, of id: UUID) async throws -> EventStream.Selection {
+    let query = try QueryFields(request, known: Self.socketQuery)
+    let last = try await service.lastSequence(of: id)
+    return EventStream.Selection(
+      after: try Self.cursor(request.headers[.lastEventID], query, last: last), types: try Self.types(query),
+      previews: try Self.previews(query))
+  }
+
+  /// Checks of it what can be checked without a look at the session.
+  static func checkEventQuery(_ request: Request) throws(Problem) {
+    let query = try QueryFields(request, known: socketQuery)
+    _ = try types(query)
+    _ = try previews(query)
+  }
+
+  private static let socketQuery = ["after", "deltas", "types"]
+
+  private static func previews(_ query: QueryFields) throws(Problem) -> Bool { try query.boolean("deltas") ?? true }
 
   /// The number of the event after which to go on: what a reconnecting `EventSource` sends wins over the query,
   /// which was written when it connected for the first time.

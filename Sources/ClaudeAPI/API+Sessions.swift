@@ -156,16 +156,12 @@ extension API {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["deltas"])
     let previews = try query.boolean("deltas") ?? true
-    let fields = try await BodyFields(
-      request, limit: configuration.maximumBodyBytes, known: ["prompt"] + Self.optionFields)
-    guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
-    let prompt = try promptRules.check(text, field: "prompt", fields)
-    let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    let fields = try await BodyFields(request, limit: configuration.maximumBodyBytes, known: Self.messageFields)
+    let key = try IdempotencyClaim.key(of: request)
     let preference = AnswerPreference(request.headers)
     // A message that was accepted could not be refused any more.
     let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
-    let accepted = try await service.accept(
-      prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
+    let accepted = try await accept(fields, for: id, idempotencyKey: key)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     try await addRateLimit(to: &headers)
     if preference.form == .stream {
@@ -185,16 +181,29 @@ extension API {
       return Self.json(await turnBody(turn), status: .accepted, headers)
     }
     if let failure = turn.failure { throw Problem(failure) }
-    var json = JSONWriter(capacity: 512 + prompt.utf8.count + (turn.result?.utf8.count ?? 0))
+    var json = JSONWriter(capacity: 512 + turn.prompt.utf8.count + (turn.result?.utf8.count ?? 0))
     json.object { json in
       json.field("session_id", id.lowercaseString)
-      json.field("prompt", prompt)
+      json.field("prompt", turn.prompt)
       json.field("response", turn.result ?? "")
       json.field("timestamp", (turn.finishedAt ?? .now()).description)
       json.field("turn_id", turn.id.lowercaseString)
       if let structured = turn.structuredOutput { json.field("structured_output", json: structured) }
     }
     return Self.json(json.finish(), headers)
+  }
+
+  static let messageFields = ["prompt"] + optionFields
+
+  /// Accepts a message, however it came.
+  func accept(_ fields: BodyFields, for id: UUID, idempotencyKey: String?) async throws -> AcceptedMessage {
+    guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
+    let prompt = try promptRules.check(text, field: "prompt", fields)
+    let claim = try idempotencyKey.map { key throws(Problem) in
+      try IdempotencyClaim(key, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    }
+    return try await service.accept(
+      prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
   }
 
   /// Waits for a turn as long as the client wants to.

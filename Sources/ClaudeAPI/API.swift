@@ -64,6 +64,7 @@ public struct API: Sendable {
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
+    addWebSocketRoutes(to: router, &routes)
     addUsageRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     addDocumentationRoutes(to: router, &routes, documents)

@@ -75,6 +75,11 @@ struct Authenticator: Sendable {
   static let keyEnded = Problem(
     .unauthorized, "The key is not valid any more.", challenge: #"Bearer error="invalid_token""#)
 
+  /// Whether there are keys, so that a client without one is refused.
+  var needsKey: Bool {
+    get async throws(Problem) { try await lookUp(nil).hasKeys }
+  }
+
   private func lookUp(_ id: String?) async throws(Problem) -> APIKeyLookup {
     do {
       return try await keys.lookUpKey(id)

@@ -14,11 +14,12 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     do {
       return try await next(request, context)
     } catch {
-      let problem = problem(error, request)
-      if problem.status.kind == .serverError {
-        context.logger.error(
-          "A request failed", metadata: ["code": "\(problem.code.rawValue)", "error": "\(logged(error))"])
-      }
+      let problem =
+        if let error = error as? HTTPError, error.status == .notFound {
+          noRoute(for: request)
+        } else {
+          Problem(describing: error, context.logger)
+        }
       guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
       // A folder of the session, if there is such a session.
       let session = problem.code == .sessionNotFound ? nil : API.uuid("session_id", context)
@@ -26,31 +27,48 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     }
   }
 
-  private func problem(_ error: any Error, _ request: Request) -> Problem {
-    switch error {
-    case let problem as Problem: return problem
-    case let error as SessionServiceError: return Problem(error)
-    case let error as SessionOptionError:
-      return BodyFields.invalid(error.option.rawValue, error.requirement)
-    case let error as FileError: return Problem(error)
-    case let error as RelativePath.Malformation: return Problem(error)
-    case let error as UploadError: return Problem(error)
-    case let error as ShareError: return Problem(error)
-    case let error as GitError: return Problem(error)
-    case MultipartError.malformed:
-      return Problem(.invalidForm, "The body is not whole multipart/form-data.")
-    case MultipartError.tooManyParts:
-      return Problem(.tooManyParts, "The form has more parts than are allowed.")
-    case let error as HTTPError where error.status == .notFound:
-      let methods = routes.methods(for: request.uri.path)
-      guard !methods.isEmpty else {
-        return Problem(.notFound, "There is nothing at this path; GET / lists what there is.")
+  private func noRoute(for request: Request) -> Problem {
+    let methods = routes.methods(for: request.uri.path)
+    guard !methods.isEmpty else {
+      return Problem(.notFound, "There is nothing at this path; GET / lists what there is.")
+    }
+    let allowed = methods.map(\.rawValue).joined(separator: ", ")
+    return Problem(
+      .methodNotAllowed,
+      "This path has no method \(request.method.rawValue); it has \(allowed).",
+      allow: allowed)
+  }
+}
+
+extension Problem {
+  /// What a client is told of an error. One that is the server's is logged.
+  init(describing error: any Error, _ logger: Logger) {
+    self.init(describing: error)
+    guard status.kind == .serverError else { return }
+    let text =
+      switch error {
+      // A turn's failure may repeat what the agent said and is left out, and a turn has the prompt in it.
+      case is Problem: code.rawValue
+      case SessionServiceError.postponed: "postponed"
+      default: "\(error)"
       }
-      let allowed = methods.map(\.rawValue).joined(separator: ", ")
-      return Problem(
-        .methodNotAllowed,
-        "This path has no method \(request.method.rawValue); it has \(allowed).",
-        allow: allowed)
+    logger.error("A request failed", metadata: ["code": "\(code.rawValue)", "error": "\(text)"])
+  }
+
+  private init(describing error: any Error) {
+    switch error {
+    case let problem as Problem: self = problem
+    case let error as SessionServiceError: self.init(error)
+    case let error as SessionOptionError: self = BodyFields.invalid(error.option.rawValue, error.requirement)
+    case let error as FileError: self.init(error)
+    case let error as RelativePath.Malformation: self.init(error)
+    case let error as UploadError: self.init(error)
+    case let error as ShareError: self.init(error)
+    case let error as GitError: self.init(error)
+    case MultipartError.malformed:
+      self.init(.invalidForm, "The body is not whole multipart/form-data.")
+    case MultipartError.tooManyParts:
+      self.init(.tooManyParts, "The form has more parts than are allowed.")
     case let error as HTTPError:
       // What the framework itself finds wrong with a request.
       let code: ProblemCode =
@@ -59,26 +77,14 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
         case 400..<500: .badRequest
         default: .internalError
         }
-      return Problem(code, error.body ?? error.status.reasonPhrase)
+      self.init(code, error.body ?? error.status.reasonPhrase)
     case is CancellationError:
-      return Problem(.clientGone, "The client went away.")
+      self.init(.clientGone, "The client went away.")
     default:
-      return Problem(.internalError, "The server failed in a way that it has no word for.")
+      self.init(.internalError, "The server failed in a way that it has no word for.")
     }
   }
 
-  /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
-  private func logged(_ error: any Error) -> String {
-    switch error {
-    case let problem as Problem: problem.code.rawValue
-    // The turn has the prompt in it.
-    case SessionServiceError.postponed: "postponed"
-    default: "\(error)"
-    }
-  }
-}
-
-extension Problem {
   init(_ error: SessionServiceError) {
     switch error {
     case .sessionNotFound:

@@ -19,42 +19,62 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var turn: Turn?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// The protocol that the path speaks, for a 426.
+  public var upgrade: String?
   /// The limit of a key that was reached.
   public var limit: LimitExcess?
 
   public init(
-    _ code: ProblemCode, _ detail: String, retryAfter: Int? = nil, allow: String? = nil, challenge: String? = nil
+    _ code: ProblemCode, _ detail: String, retryAfter: Int? = nil, allow: String? = nil, challenge: String? = nil,
+    upgrade: String? = nil
   ) {
     self.code = code
     self.detail = detail
     self.retryAfter = retryAfter
     self.allow = allow
     self.challenge = challenge
+    self.upgrade = upgrade
   }
 
   public var status: HTTPResponse.Status { code.status }
 
   public var response: Response {
+    Response(status: status, headers: headers, body: ResponseBody(byteBuffer: document))
+  }
+
+  var headers: HTTPFields {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
     if let turn { headers[.location] = API.path(of: turn) }
     if let challenge { headers[.wwwAuthenticate] = challenge }
     if let limit { headers.merge(limit, at: .now()) }
-    var json = JSONWriter()
-    json.object { json in
-      json.field("type", "about:blank")
-      json.field("title", status.reasonPhrase)
-      json.field("status", Int64(status.code))
-      json.field("detail", detail)
-      json.field("code", code.rawValue)
-      if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
-      if let limit { json.field("limit", object: { $0.members(limit) }) }
-      if let turn { json.field("turn_id", turn.id.lowercaseString) }
-      if let approval { json.field("approval", object: { $0.members(approval) }) }
+    if let upgrade {
+      headers[.upgrade] = upgrade
+      headers[.secWebSocketVersion] = "13"
     }
-    return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))
+    return headers
+  }
+
+  var document: ByteBuffer {
+    var json = JSONWriter()
+    json.object { $0.members(self) }
+    return json.finish()
   }
 
   public func response(from request: Request, context: some RequestContext) -> Response { response }
+}
+
+extension JSONWriter {
+  mutating func members(_ problem: Problem) {
+    field("type", "about:blank")
+    field("title", problem.status.reasonPhrase)
+    field("status", Int64(problem.status.code))
+    field("detail", problem.detail)
+    field("code", problem.code.rawValue)
+    if let retryAfter = problem.retryAfter { field("retry_after", Int64(retryAfter)) }
+    if let limit = problem.limit { field("limit", object: { $0.members(limit) }) }
+    if let turn = problem.turn { field("turn_id", turn.id.lowercaseString) }
+    if let approval = problem.approval { field("approval", object: { $0.members(approval) }) }
+  }
 }

@@ -27,6 +27,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case requestTimeout = "request_timeout"
   case lengthRequired = "length_required"
   case preconditionFailed = "precondition_failed"
+  case upgradeRequired = "upgrade_required"
   case tusVersion = "tus_version"
   case contentTooLarge = "content_too_large"
   case promptTooLarge = "prompt_too_large"
@@ -59,6 +60,8 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case readOnlyKey = "read_only_key"
   case foreignOrigin = "foreign_origin"
   case adminOnly = "admin_only"
+  case originNotAllowed = "origin_not_allowed"
+  case alreadyAuthenticated = "already_authenticated"
   case keyNotFound = "key_not_found"
   case tooManyWrongKeys = "too_many_wrong_keys"
   case sessionsLimit = "sessions_limit"
@@ -147,6 +150,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case shuttingDown = "shutting_down"
   case storeBusy = "store_busy"
   case streamsExhausted = "streams_exhausted"
+  case tooManySockets = "too_many_sockets"
   case serviceUnavailable = "service_unavailable"
   case responderTimeout = "responder_timeout"
   case diskFull = "disk_full"
@@ -185,6 +189,7 @@ extension ProblemCode {
     case .methodNotAllowed: .init(405, "The path has no such method; `Allow` lists those that it has.")
     case .requestTimeout: .init(408, "The request was not complete in time.")
     case .lengthRequired: .init(411, "The request needs a `Content-Length`.")
+    case .upgradeRequired: .init(426, "The path is for WebSockets; the request is no upgrade to one.")
     case .preconditionFailed:
       .init(412, "The file is not as `If-Match`, `If-None-Match` or `If-Unmodified-Since` demands.")
     case .tusVersion: .init(412, "The request has no `Tus-Resumable: 1.0.0`.")
@@ -218,6 +223,8 @@ extension ProblemCode {
     case .keyOfSession: .init(403, "The key is good for a single session only.")
     case .readOnlyKey: .init(403, "The key may only read.")
     case .foreignOrigin: .init(403, "A form of another site can't change anything here.")
+    case .originNotAllowed: .init(403, "A page of another origin may not open a socket here.")
+    case .alreadyAuthenticated: .init(409, "The socket has its key, or needs none.")
     case .adminOnly: .init(403, "Only a key with the role admin may see this.")
     case .keyNotFound: .init(404, "There is no such key.")
     case .tooManyWrongKeys: .init(429, "Too many wrong keys came from this address; this one was not looked at.")
@@ -303,6 +310,7 @@ extension ProblemCode {
     case .responderUnavailable: .init(502, "The responder behind nginx is not running.")
     case .shuttingDown: .init(503, "The server is about to stop; what was accepted is kept.")
     case .storeBusy: .init(503, "The store is busy.")
+    case .tooManySockets: .init(503, "As many sockets are open as the server takes.")
     case .streamsExhausted: .init(503, "The server has as many streams open as it takes.")
     case .serviceUnavailable: .init(503, "The server is busy or not ready.")
     case .responderTimeout: .init(504, "The responder did not answer in time; what it had begun may go on.")
@@ -319,6 +327,7 @@ extension HTTPResponse.Status {
     405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 410: "Gone", 411: "Length Required",
     412: "Precondition Failed", 413: "Content Too Large", 414: "URI Too Long", 415: "Unsupported Media Type",
     416: "Range Not Satisfiable", 421: "Misdirected Request", 422: "Unprocessable Content", 423: "Locked",
+    426: "Upgrade Required",
     429: "Too Many Requests", 431: "Request Header Fields Too Large", 460: "Checksum Mismatch",
     499: "Client Closed Request", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",

@@ -2,13 +2,13 @@ import CLinux
 import Glibc
 
 /// A listening stream socket with the guarantee that no other server on this path is disturbed.
-struct ListeningSocket: Sendable {
-  let descriptor: CInt
+package struct ListeningSocket: Sendable {
+  package let descriptor: CInt
   private let path: String?
   /// Locked as long as the server runs; the kernel lets go of it however the process ends.
   private let lock: CInt
 
-  init(_ address: FastCGIServerConfiguration.Address, backlog: Int) throws(FastCGIServerError) {
+  package init(_ address: FastCGIServerConfiguration.Address, backlog: Int) throws(FastCGIServerError) {
     switch address {
     case .inherited(let descriptor):
       try Self.prepareInherited(descriptor)
@@ -69,7 +69,7 @@ struct ListeningSocket: Sendable {
   }
 
   /// Stops listening: new connections are refused, or wait if the socket was inherited.
-  func close() {
+  package func close() {
     if let path {
       Glibc.close(descriptor)
       unlink(path)

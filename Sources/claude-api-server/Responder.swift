@@ -9,6 +9,7 @@ import ServiceLifecycle
 import Sessions
 import Synchronization
 import UnixSignals
+import WebSockets
 import Workspaces
 
 /// Puts the parts of the responder together and runs them.
@@ -59,6 +60,7 @@ struct Responder {
       store: store, workspaces: workspaces,
       runner: ClaudeTurnRunner(runner: runner, defaults: options),
       limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, logger: logger)
+    let start = AfterStart<WebSocketServer<SessionSockets>>.Start()
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let api = API(
@@ -81,13 +83,17 @@ struct Responder {
         examination.withLock { $0 = Task { await report(runner, used) } }
         try manager.tell(.ready)
         logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
+        start.announce()
       })
+    let webSockets = WebSocketServer(
+      application: api.sockets(socketConfiguration), configuration: try webSocketConfiguration(manager), logger: logger)
     let watching = Task { await watchdog?.run() }
     defer { watching.cancel() }
     try await ServiceGroup(
       // They are stopped from the last to the first.
       services: [
-        server, StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        server, AfterStart(webSockets, start),
+        StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
         Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
@@ -212,6 +218,26 @@ struct Responder {
       transport.heartbeatInterval = watchdog.heartbeatInterval
     }
     return transport
+  }
+
+  private func webSocketConfiguration(_ manager: ServiceManager) throws -> WebSocketServerConfiguration {
+    let address: FastCGIServerConfiguration.Address
+    if let descriptor = manager.sockets[.webSocket] {
+      address = .inherited(descriptor: descriptor)
+    } else {
+      try Workspaces.makeDirectories(
+        URL(filePath: configuration.webSocketPath).deletingLastPathComponent().path(percentEncoded: false))
+      address = .unixSocket(path: configuration.webSocketPath, mode: 0o660)
+    }
+    var transport = WebSocketServerConfiguration(address: address)
+    transport.maximumMessageBytes = configuration.webSocketMaximumMessage
+    return transport
+  }
+
+  private var socketConfiguration: SessionSocketConfiguration {
+    var sockets = SessionSocketConfiguration()
+    sockets.allowedOrigins = Set(configuration.webSocketOrigins)
+    return sockets
   }
 }
 

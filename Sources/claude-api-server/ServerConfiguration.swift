@@ -9,6 +9,9 @@ struct ServerConfiguration: Sendable {
   var stateDirectory: String
   var workspaceRoot: String
   var socketPath: String
+  var webSocketPath: String
+  var webSocketOrigins: [String]
+  var webSocketMaximumMessage: Int
   var claudePath: String?
   var demoModelURL: String?
   var allowedTools: [String]
@@ -73,6 +76,15 @@ struct ServerConfiguration: Sendable {
     static let socketPath = Setting(
       key: "socket.path", kind: .path, defaultText: "STATE/run/responder.sock",
       summary: "the FastCGI socket; at most 107 bytes")
+    static let webSocketPath = Setting(
+      key: "websocket.socket-path", kind: .path, defaultText: "websocket.sock beside socket.path",
+      summary: "the socket to which nginx proxies WebSockets; at most 107 bytes")
+    static let webSocketOrigins = Setting(
+      key: "websocket.allowed-origins", kind: .list, defaultText: "none",
+      summary: "origins of other sites, such as https://tools.example.org, whose pages may open WebSockets")
+    static let webSocketMaximumMessage = Setting(
+      key: "websocket.max-message", kind: .integer(16_384...268_435_456), defaultText: "1048576",
+      summary: "bytes of a message from a WebSocket; larger prompts go by POST")
     static let claudePath = Setting(
       key: "claude.path", kind: .path, defaultText: "claude on PATH", summary: "the Claude Code CLI")
     static let demoModelURL = Setting(
@@ -205,7 +217,8 @@ struct ServerConfiguration: Sendable {
     }
 
     private static let listed = [
-      stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, allowedTools, approvalTimeout,
+      stateDirectory, workspaceRoot, socketPath, webSocketPath, webSocketOrigins, webSocketMaximumMessage, claudePath,
+      demoModelURL, allowedTools, approvalTimeout,
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries,
       lineLimit, queueLength, maximumBody,
@@ -226,6 +239,16 @@ struct ServerConfiguration: Sendable {
     stateDirectory = state
     workspaceRoot = try settings.path(Row.workspaceRoot) ?? state + "/workspaces"
     socketPath = try settings.path(Row.socketPath) ?? state + "/run/responder.sock"
+    webSocketPath =
+      try settings.path(Row.webSocketPath)
+      ?? URL(filePath: socketPath).deletingLastPathComponent().appending(path: "websocket.sock")
+      .path(percentEncoded: false)
+    webSocketOrigins = try settings.list(Row.webSocketOrigins) ?? []
+    guard webSocketOrigins.allSatisfy(Self.isOrigin) else {
+      throw SettingsError(
+        description: "\(Row.webSocketOrigins.key) must be origins such as https://tools.example.org, without a path.")
+    }
+    webSocketMaximumMessage = try settings.integer(Row.webSocketMaximumMessage) ?? 1 << 20
     claudePath = try settings.path(Row.claudePath)
     demoModelURL = try settings.text(Row.demoModelURL)
     allowedTools =
@@ -281,6 +304,13 @@ struct ServerConfiguration: Sendable {
       throw SettingsError(description: "\(row.key) is \"\(text)\", but must be \(Row.form(limit)).")
     }
     return .maximum(amount)
+  }
+
+  private static func isOrigin(_ text: String) -> Bool {
+    guard let url = URL(string: text), let host = url.host(), !host.isEmpty, let scheme = url.scheme else {
+      return false
+    }
+    return ["http", "https"].contains(scheme) && text == "\(scheme)://\(host)" + (url.port.map { ":\($0)" } ?? "")
   }
 
   private static func addresses(_ row: Setting, _ settings: Settings) throws -> [GitURL] {

@@ -13,6 +13,7 @@ struct ServiceManager: Sendable {
   /// The names of the sockets that may be handed over, as in FileDescriptorName= of a socket unit.
   enum SocketName: String, CaseIterable, Sendable {
     case fastCGI = "fastcgi"
+    case webSocket = "websocket"
   }
 
   /// Sockets that listen already.

@@ -1,14 +1,23 @@
 import Foundation
 import Synchronization
 
-/// A plain TCP connection to this machine, for requests that no HTTP client would send.
+/// A plain connection over TCP to this machine, or over a unix socket, for requests that no HTTP client would send.
 ///
 /// Every wait is bounded by 60 seconds.
 public final class RawConnection: Sendable {
   private let descriptor: Int32
 
-  public init(port: Int) throws {
-    descriptor = try connectedSocket(port: port)
+  /// - Parameter receiveBuffer: bytes that the kernel keeps for this side, roughly; nil for its default.
+  public convenience init(port: Int, receiveBuffer: Int32? = nil) throws {
+    try self.init(connected: connectedSocket(AF_INET, loopback(port: port), receiveBuffer: receiveBuffer))
+  }
+
+  public convenience init(unixSocket path: String) throws {
+    try self.init(connected: connectedSocket(unixSocket: path))
+  }
+
+  private init(connected: Int32) throws {
+    descriptor = connected
     var limit = timeval(tv_sec: 60, tv_usec: 0)
     setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
     setsockopt(descriptor, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
@@ -163,12 +172,30 @@ public func waitUntilListening(port: Int, child: ChildProcess) async throws {
 }
 
 private func connectedSocket(port: Int) throws -> Int32 {
-  let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+  try connectedSocket(AF_INET, loopback(port: port))
+}
+
+private func connectedSocket(unixSocket path: String) throws -> Int32 {
+  var address = sockaddr_un()
+  address.sun_family = sa_family_t(AF_UNIX)
+  guard path.utf8.count < MemoryLayout.size(ofValue: address.sun_path) else {
+    throw SystemError(call: "connect", code: ENAMETOOLONG)
+  }
+  withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+  return try connectedSocket(AF_UNIX, address)
+}
+
+private func connectedSocket<Address>(
+  _ family: Int32, _ address: Address, receiveBuffer: Int32? = nil
+) throws -> Int32 {
+  let descriptor = socket(family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
   guard descriptor >= 0 else { throw SystemError(call: "socket") }
-  let address = loopback(port: port)
+  if var size = receiveBuffer {
+    setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+  }
   let result = withUnsafePointer(to: address) {
     $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-      connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+      connect(descriptor, $0, socklen_t(MemoryLayout<Address>.size))
     }
   }
   guard result == 0 else {

@@ -2,6 +2,14 @@ import HTTPTypes
 import JSONSupport
 import Sessions
 
+extension Parameter {
+  fileprivate static let eventTypes = Parameter(
+    "types", .string("Only these types, with commas between.", pattern: "^[a-z._]{1,64}(,[a-z._]{1,64}){0,63}$"),
+    example: "agent.message,turn.completed")
+  fileprivate static let lastEventID = Parameter(
+    "Last-Event-ID", .string("The same as `after`, before which it comes.", pattern: "^[0-9]{1,18}$"), example: "17")
+}
+
 extension Operation {
   static let eventOperations: [Operation] = [
     Operation(
@@ -12,18 +20,10 @@ extension Operation {
       query: [
         Parameter("after", .afterEvent, example: 17),
         Parameter("limit", .integer("Events of a page; a stream has none.", in: 1...1000), example: 100),
-        Parameter(
-          "types",
-          .string("Only these types, with commas between.", pattern: "^[a-z._]{1,64}(,[a-z._]{1,64}){0,63}$"),
-          example: "agent.message,turn.completed"),
-        .deltas,
+        .eventTypes, .deltas,
         Parameter("stream", .boolean("A stream or a page, in place of `Accept`."), example: false),
       ],
-      headers: [
-        Parameter(
-          "Last-Event-ID", .string("The same as `after`, before which it comes.", pattern: "^[0-9]{1,18}$"),
-          example: "17")
-      ],
+      headers: [.lastEventID],
       answers: [
         Answer(
           200, "A page of events, or the stream.",
@@ -37,7 +37,19 @@ extension Operation {
               ]), example: ["events": [Examples.event], "has_more": false, "next": 17, "last": 17]),
           .eventStream)
       ],
-      problems: [.invalidCursor, .unknownCursor, .streamsLimit, .streamsExhausted])
+      problems: [.invalidCursor, .unknownCursor, .streamsLimit, .streamsExhausted]),
+    Operation(
+      .get, "/sessions/{session_id}/ws", "openWebSocket", .events,
+      "The same events with the same cursor as messages of a WebSocket, and from the client `message`, `interrupt`, "
+        + "`approval` and `ping`. With HTTP/1.1's upgrade only; the key comes as with other requests or, from a browser, "
+        + "as the first message: `{\"type\": \"authenticate\", \"key\": \"…\"}`.",
+      query: [Parameter("after", .afterEvent, example: 17), .eventTypes, .deltas],
+      headers: [.lastEventID],
+      answers: [Answer(101, "The connection is a WebSocket now.")],
+      problems: [
+        .upgradeRequired, .originNotAllowed, .alreadyAuthenticated, .tooManySockets, .invalidCursor, .unknownCursor,
+        .streamsLimit, .streamsExhausted,
+      ]),
   ]
 
   static let controlOperations: [Operation] = [

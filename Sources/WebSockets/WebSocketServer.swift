@@ -1,0 +1,151 @@
+import Glibc
+import HummingbirdFastCGI
+public import Logging
+import NIOCore
+import NIOPosix
+public import ServiceLifecycle
+import Synchronization
+
+/// A server for WebSockets (RFC 6455, without extensions) behind a web server that proxies HTTP upgrades to a unix
+/// socket.
+///
+/// One thread serves all sockets; the application's tasks run on the cooperative pool.
+public struct WebSocketServer<Application: WebSocketApplication>: Service {
+  private let application: Application
+  private let configuration: WebSocketServerConfiguration
+  private let logger: Logger
+
+  public init(application: Application, configuration: WebSocketServerConfiguration, logger: Logger) {
+    self.application = application
+    self.configuration = configuration
+    self.logger = logger
+  }
+
+  /// Serves until graceful shutdown, which closes each socket with 1001 once its application is ready, or until the
+  /// task is cancelled, which closes all at once. Throws ``FastCGIServerError`` when it can't listen.
+  public func run() async throws {
+    let socket = try ListeningSocket(configuration.address, backlog: configuration.backlog)
+    defer { socket.close() }
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    do {
+      try await serve(socket, on: group)
+    } catch {
+      try await group.shutdownGracefully()
+      throw error
+    }
+    try await group.shutdownGracefully()
+  }
+
+  private func serve(_ socket: ListeningSocket, on group: MultiThreadedEventLoopGroup) async throws {
+    // A second descriptor of the same socket, since the channel closes the one that it has.
+    let descriptor = fcntl(socket.descriptor, F_DUPFD_CLOEXEC, 0)
+    guard descriptor >= 0 else { throw FastCGIServerError.system(operation: "fcntl", errno: errno) }
+    let bootstrap = ServerBootstrap(group: group)
+      .childChannelOption(
+        .writeBufferWaterMark,
+        value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater))
+    let listener: NIOAsyncChannel<EventLoopFuture<Handshake<Application.Client>>, Never>
+    let connections = Connections()
+    do {
+      listener = try await bootstrap.bind(descriptor) { [configuration, application] channel in
+        channel.eventLoop.makeCompletedFuture {
+          connections.add(channel)
+          return try Handshake.configure(channel, configuration, application)
+        }
+      }
+    } catch {
+      Glibc.close(descriptor)
+      throw error
+    }
+    try await withGracefulShutdownHandler {
+      try await withThrowingDiscardingTaskGroup { tasks in
+        do {
+          try await listener.executeThenClose { arriving in
+            for try await handshake in arriving {
+              tasks.addTask { await serve(handshake, connections) }
+            }
+          }
+        } catch ChannelError.alreadyClosed {
+          // A graceful shutdown closes the listener.
+        }
+        if Task.isCancelled { connections.closeAll() }
+      }
+    } onGracefulShutdown: {
+      listener.channel.close(promise: nil)
+      connections.shutDown()
+    }
+  }
+
+  private func serve(
+    _ handshake: EventLoopFuture<Handshake<Application.Client>>, _ connections: Connections
+  ) async {
+    do {
+      guard case .socket(let channel, let client, let ending) = try await handshake.get() else { return }
+      connections.becameSocket(channel.channel)
+      try await withTaskCancellationHandler {
+        try await channel.executeThenClose { messages, outbound in
+          let close = await application.serve(
+            WebSocket(messages: messages, channel: channel.channel, outbound: outbound, ending: ending), for: client)
+          channel.channel.triggerUserOutboundEvent(WebSocketControl.close(close), promise: nil)
+          try await channel.channel.closeFuture.get()
+        }
+      } onCancel: {
+        channel.channel.close(promise: nil)
+      }
+    } catch {
+      // The client went away in the middle of something.
+      logger.debug("A socket broke off", metadata: ["error": "\(error)"])
+    }
+  }
+}
+
+/// The connections of a server that are open.
+private final class Connections: Sendable {
+  private struct State {
+    /// With whether they are sockets by now.
+    var open: [ObjectIdentifier: (channel: any Channel, isSocket: Bool)] = [:]
+    var isShuttingDown = false
+  }
+
+  private let state = Mutex(State())
+
+  func add(_ channel: any Channel) {
+    let id = ObjectIdentifier(channel)
+    let isShuttingDown = state.withLock { state in
+      state.open[id] = (channel, false)
+      return state.isShuttingDown
+    }
+    channel.closeFuture.whenComplete { [weak self] _ in
+      self?.state.withLock { $0.open[id] = nil }
+    }
+    if isShuttingDown { channel.close(promise: nil) }
+  }
+
+  func becameSocket(_ channel: any Channel) {
+    let isShuttingDown = state.withLock { state in
+      if let entry = state.open[ObjectIdentifier(channel)] {
+        state.open[ObjectIdentifier(channel)] = (entry.channel, true)
+      }
+      return state.isShuttingDown
+    }
+    if isShuttingDown { channel.triggerUserOutboundEvent(WebSocketControl.shutDown, promise: nil) }
+  }
+
+  func shutDown() {
+    let open = state.withLock { state in
+      state.isShuttingDown = true
+      return Array(state.open.values)
+    }
+    for (channel, isSocket) in open {
+      if isSocket {
+        channel.triggerUserOutboundEvent(WebSocketControl.shutDown, promise: nil)
+      } else {
+        channel.close(promise: nil)
+      }
+    }
+  }
+
+  func closeAll() {
+    for (channel, _) in state.withLock({ Array($0.open.values) }) { channel.close(promise: nil) }
+  }
+}

@@ -1,0 +1,49 @@
+import Foundation
+public import JSONSupport
+
+/// A client of a session's WebSocket that speaks JSON.
+public struct SocketClient: Sendable {
+  public let raw: RawWebSocket
+
+  public init(_ raw: RawWebSocket) {
+    self.raw = raw
+  }
+
+  public func send(_ json: JSONValue) async throws { try await raw.send(json.description) }
+
+  /// The next message; what comes at the end of the socket is its code, as `closed`.
+  public func next() async throws -> JSONValue {
+    while let frame = try await raw.next() {
+      switch frame.opcode {
+      case 1: return try JSONValue(parsing: frame.payload)
+      case 8:
+        try await raw.send(raw: RawWebSocket.bytes(8, frame.payload.prefix(2)))
+        return ["closed": .int(Int64(frame.closeCode ?? 0))]
+      case 9: try await raw.send(raw: RawWebSocket.bytes(10, frame.payload))
+      default: continue
+      }
+    }
+    return ["closed": nil]
+  }
+
+  /// The messages up to the first one that is wanted, or to the end.
+  public func messages(until isWanted: (JSONValue) -> Bool) async throws -> [JSONValue] {
+    var messages: [JSONValue] = []
+    while true {
+      let message = try await next()
+      messages.append(message)
+      if isWanted(message) || message["closed"] != nil { return messages }
+    }
+  }
+
+  /// Sends a command and returns its answer; events that come before it are dropped.
+  public func ask(_ command: JSONValue) async throws -> JSONValue {
+    try await send(command)
+    return try await messages { $0["type"] == "reply" || $0["type"] == "error" || $0["type"] == "pong" }.last ?? nil
+  }
+
+  /// With which code the server ends it; nil if without one.
+  public func end() async throws -> Int64? {
+    try await messages { _ in false }.last?["closed"]?.intValue
+  }
+}
