@@ -20,6 +20,7 @@ struct AuthenticationMiddleware: RouterMiddleware {
   let routes: RouteTable
   let keys: any KeyStore
   let service: SessionService
+  var status: (any ServerStatus)?
 
   func handle(
     _ request: Request, context: Context, next: (Request, Context) async throws -> Response
@@ -30,10 +31,11 @@ struct AuthenticationMiddleware: RouterMiddleware {
     var principal: Principal?
     let response: Response
     do {
-      principal = try await authenticate(request, context)
+      principal = try await authenticate(request, access, context)
       if let principal { try await authorize(principal, access, context) }
       response = try await Principal.$current.withValue(principal) { try await next(request, context) }
     } catch let problem as Problem {
+      status?.reported(problem: problem.code)
       response = problem.response
     }
     log(response.status, principal, context, request.method, ContinuousClock.now - start)
@@ -42,8 +44,10 @@ struct AuthenticationMiddleware: RouterMiddleware {
 
   // MARK: Who it is
 
-  /// - Returns: nil if there are no keys and the client needs none.
-  private func authenticate(_ request: Request, _ context: Context) async throws(Problem) -> Principal? {
+  /// - Returns: nil if the client needs no key: because there are none, or for what is anybody's on this machine.
+  private func authenticate(
+    _ request: Request, _ access: RouteTable.Access?, _ context: Context
+  ) async throws(Problem) -> Principal? {
     let shown = Self.credentials(request.headers)
     let secret = shown.flatMap { KeySecret($0) }
     let found: APIKeyLookup
@@ -52,14 +56,16 @@ struct AuthenticationMiddleware: RouterMiddleware {
     } catch {
       throw Problem(SessionServiceError.store(error))
     }
+    let isLocal = Self.isLoopback(context.parametersOfServer["REMOTE_ADDR"]) && !Self.isForwarded(request.headers)
     guard found.hasKeys else {
-      guard Self.isLoopback(context.parametersOfServer["REMOTE_ADDR"]) else {
+      guard isLocal else {
         throw Problem(
           .forbidden, "no_keys",
           "This server has no keys yet and answers only on its own machine; claude-api-server keys create makes one.")
       }
       return nil
     }
+    if access == .operation, shown == nil, isLocal { return nil }
     guard let secret, secret.matches(found.key), let key = found.key, key.isValid(at: .now()) else {
       throw Problem(
         .unauthorized, "unauthorized",
@@ -87,12 +93,20 @@ struct AuthenticationMiddleware: RouterMiddleware {
     return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
   }
 
+  /// Whether another proxy on this machine passes on what came from elsewhere.
+  private static func isForwarded(_ headers: HTTPFields) -> Bool {
+    headers.contains(.forwarded) || headers.contains(.xForwardedFor) || headers.contains(.via)
+  }
+
   // MARK: What it may
 
   private func authorize(_ principal: Principal, _ access: RouteTable.Access?, _ context: Context) async throws(Problem)
   {
     // A path or method that doesn't exist is told by what comes next.
     guard let access else { return }
+    if access == .operation, principal.role != .admin {
+      throw Problem(.forbidden, "admin_key_needed", "This is for administrators' keys.")
+    }
     if context.parameters["session_id"] != nil {
       try await checkSession(principal, context)
     } else if principal.sessionID != nil && access != .information {
@@ -140,6 +154,8 @@ struct AuthenticationMiddleware: RouterMiddleware {
 
 extension HTTPField.Name {
   static let xAPIKey = Self("X-Api-Key")!
+  static let forwarded = Self("Forwarded")!
+  static let xForwardedFor = Self("X-Forwarded-For")!
 }
 
 extension String {

@@ -18,6 +18,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var approval: Approval?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// What was looked at, for a server that isn't ready.
+  public var checks: [ReadinessCheck] = []
 
   public init(
     _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
@@ -44,6 +46,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("detail", detail)
       json.field("code", code)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+      if !checks.isEmpty { json.field(checks) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }
     }
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))

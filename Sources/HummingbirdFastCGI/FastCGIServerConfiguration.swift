@@ -40,6 +40,13 @@ public struct FastCGIServerConfiguration: Sendable {
   /// Default 30 s.
   public var drainTimeout: Duration = .seconds(30)
 
+  /// How often `onPulse` is called. Default 1 s.
+  public var pulseInterval: Duration = .seconds(1)
+
+  /// Told again and again how long a job had to wait for the reactor's thread; on that thread, so it must be quick.
+  /// When it isn't called any more, the thread is stuck. Nil for no pulse, the default.
+  public var onPulse: (@Sendable (Duration) -> Void)?
+
   public init(address: Address) {
     self.address = address
   }

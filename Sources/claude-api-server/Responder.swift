@@ -3,6 +3,7 @@ import ClaudeRunner
 import Foundation
 import HummingbirdFastCGI
 import Logging
+import Monitoring
 import SQLiteStore
 import Sandbox
 import ServiceLifecycle
@@ -14,26 +15,32 @@ import Workspaces
 /// Puts the parts of the responder together and runs them.
 struct Responder {
   private let configuration: ServerConfiguration
+  private let log: LogWriter
   private let logger: Logger
 
   init(_ configuration: ServerConfiguration) {
     self.configuration = configuration
     let level = Logger.Level(rawValue: configuration.logLevel) ?? .info
+    let format = LogFormat(rawValue: configuration.logFormat) ?? .logfmt
+    let log = LogWriter(descriptor: STDERR_FILENO, format: format)
+    self.log = log
     LoggingSystem.bootstrap { label in
-      var handler = StreamLogHandler.standardError(label: label)
-      handler.logLevel = level
-      return handler
+      StructuredLogHandler(label: label, format: format, level: level, writer: log)
     }
     logger = Logger(label: "claude-api")
   }
 
   func run() async throws {
+    defer { log.flush() }
+    let metrics = ServerMetrics()
     let workspaces = try Workspaces(
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
     try Workspaces.makeDirectories(
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
-    let store = try await SQLiteSessionStore.open(
-      SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
+    var storeConfiguration = SQLiteStoreConfiguration(path: databasePath)
+    storeConfiguration.onCall = { metrics.storeCall($0, $1) }
+    let store = try await SQLiteSessionStore.open(storeConfiguration)
     var runnerConfiguration = runnerConfiguration
     runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
@@ -45,16 +52,20 @@ struct Responder {
     let service = SessionService(
       store: store, workspaces: workspaces,
       runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
-      configuration: bounds, logger: logger)
+      configuration: bounds, observer: metrics, logger: logger)
+    let monitor = Monitor(
+      metrics: metrics, runner: runner, service: service, store: store, log: log, databasePath: databasePath,
+      directories: [configuration.stateDirectory, configuration.workspaceRoot],
+      minimumFreeBytes: configuration.minimumFreeDisk)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let server = FastCGIServer(
       responder: API(
         service: service, configuration: apiConfiguration,
         keys: WatchedKeyStore(store, stateDirectory: configuration.stateDirectory),
-        files: FilesAPI(service: service, workspaces: workspaces)
+        files: FilesAPI(service: service, workspaces: workspaces), status: monitor
       ).responder(),
-      configuration: transportConfiguration, logger: logger,
+      configuration: transportConfiguration(metrics), logger: logger,
       onListening: {
         // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
@@ -71,7 +82,7 @@ struct Responder {
       })
     try await ServiceGroup(
       // They are stopped from the last to the first.
-      services: [server, StreamEnd(service: service)], gracefulShutdownSignals: [.sigterm, .sigint],
+      services: [server, StreamEnd(service: service, monitor: monitor)], gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
     logger.info("Stopping")
@@ -130,10 +141,11 @@ struct Responder {
     return .configured(host: url?.host())
   }
 
-  private var transportConfiguration: FastCGIServerConfiguration {
+  private func transportConfiguration(_ metrics: ServerMetrics) -> FastCGIServerConfiguration {
     var transport = FastCGIServerConfiguration(address: .unixSocket(path: configuration.socketPath, mode: 0o660))
     transport.maximumBodyBytes = configuration.maximumBody
     transport.drainTimeout = configuration.drainTimeout
+    transport.onPulse = { metrics.pulse($0) }
     return transport
   }
 }
@@ -141,9 +153,11 @@ struct Responder {
 /// Ends the streams of events when a graceful shutdown begins: they would keep the server from coming to its end.
 private struct StreamEnd: Service {
   let service: SessionService
+  let monitor: Monitor
 
   func run() async throws {
     defer { service.endStreams() }
     try await gracefulShutdown()
+    monitor.beginDraining()
   }
 }

@@ -1,4 +1,5 @@
 import Foundation
+import Monitoring
 
 /// All settings of the responder.
 ///
@@ -23,7 +24,9 @@ struct ServerConfiguration: Sendable {
   var maximumPrompt: Int
   var drainTimeout: Duration
   var sandbox: Sandbox
+  var minimumFreeDisk: Int
   var logLevel: String
+  var logFormat: String
 
   struct Sandbox: Sendable {
     enum Mode: String, Sendable, CaseIterable {
@@ -119,6 +122,12 @@ struct ServerConfiguration: Sendable {
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "none",
       summary: "directories of control groups that are the server's to divide, such as a delegated one of systemd")
+    static let minimumFreeDisk = Setting(
+      key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
+      summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
+    static let logFormat = Setting(
+      key: "log.format", kind: .choice(LogFormat.allCases.map(\.rawValue)), defaultText: "logfmt",
+      summary: "how a line of the log is written: logfmt or json")
     static let logLevel = Setting(
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
@@ -129,7 +138,7 @@ struct ServerConfiguration: Sendable {
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, logLevel,
+      sandboxGroups, minimumFreeDisk, logLevel, logFormat,
     ]
   }
 
@@ -165,7 +174,9 @@ struct ServerConfiguration: Sendable {
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.paths(Row.sandboxGroups, settings))
+    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
+    logFormat = try settings.text(Row.logFormat) ?? "logfmt"
   }
 
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
