@@ -31,7 +31,8 @@ extension API {
     if isStream {
       if limit != nil { throw QueryFields.invalid("limit", "is for pages; a stream has no limit") }
       return Self.eventStream(
-        service.eventStream(of: id, .init(after: after, types: types, previews: previews)))
+        service.eventStream(
+          of: id, .init(after: after, types: types, previews: previews, holder: Principal.current?.key)))
     }
     let size = limit ?? 100
     let found = try await service.events(of: id, after: after, limit: size + 1, types: types)
@@ -127,13 +128,18 @@ extension API {
         while let frames = try await events.next() {
           for part in Self.parts(of: frames) { try await writer.write(part) }
         }
-        if events.wasTooSlow { try await writer.write(Self.tooSlow) }
+        switch events.ending {
+        case .tooSlow: try await writer.write(Self.tooSlow)
+        case .revoked: try await writer.write(Self.revoked)
+        default: break
+        }
         try await writer.finish(nil)
       })
   }
 
   private static let streamHead = ByteBuffer(string: "retry: 1000\n\n")
   private static let tooSlow = ByteBuffer(string: ": too slow; connect again with the last id\n\n")
+  private static let revoked = ByteBuffer(string: ": the key is not valid any more\n\n")
 
   /// Frames in as few buffers as is sensible. A single one isn't copied.
   private static func parts(of frames: [EventFrame]) -> [ByteBuffer] {

@@ -163,7 +163,10 @@ extension API {
       headers[.location] = Self.path(of: accepted.turn)
       return Self.eventStream(
         service.eventStream(
-          of: id, .init(after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews)),
+          of: id,
+          .init(
+            after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews,
+            holder: Principal.current?.key)),
         headers)
     }
     let turn = try await outcome(of: accepted.turn, preference)

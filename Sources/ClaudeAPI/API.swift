@@ -20,7 +20,7 @@ public struct API: Sendable {
   let files: FilesAPI?
   let status: (any ServerStatus)?
   let promptRules: PromptRules
-  private let keys: (any KeyStore)?
+  let authenticator: Authenticator?
 
   /// - Parameters:
   ///   - keys: against which requests are checked. Nil checks nothing, for a server that has seen to it otherwise
@@ -32,7 +32,7 @@ public struct API: Sendable {
     status: (any ServerStatus)? = nil
   ) {
     self.service = service
-    self.keys = keys
+    authenticator = keys.map { Authenticator(keys: $0, service: service) }
     self.configuration = configuration
     self.files = files
     self.status = status
@@ -45,9 +45,9 @@ public struct API: Sendable {
     // The middleware needs the whole table, and the router its middleware before the first route.
     let table = routes
     if let status { router.add(middleware: StatusMiddleware(status: status)) }
-    if let keys {
+    if let authenticator {
       router.add(
-        middleware: AuthenticationMiddleware(routes: table, keys: keys, service: service, status: status))
+        middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator, status: status))
     }
     router.add(middleware: ErrorMiddleware(routes: table, status: status))
     var again = RouteTable()
@@ -109,13 +109,20 @@ public struct API: Sendable {
 
   /// The id in the path. What is no id in its usual form names no session.
   static func sessionID(_ context: some RequestContext) throws(Problem) -> UUID {
-    guard let id = uuid("session_id", context) else { throw Problem(SessionServiceError.sessionNotFound) }
+    try sessionID(context.parameters["session_id"].map { String($0) } ?? "")
+  }
+
+  static func sessionID(_ text: String) throws(Problem) -> UUID {
+    guard let id = uuid(text) else { throw Problem(SessionServiceError.sessionNotFound) }
     return id
   }
 
   static func uuid(_ name: String, _ context: some RequestContext) -> UUID? {
-    guard let text = context.parameters[name[...]], text.utf8.count == 36 else { return nil }
-    return UUID(uuidString: String(text))
+    context.parameters[name[...]].flatMap { uuid(String($0)) }
+  }
+
+  static func uuid(_ text: String) -> UUID? {
+    text.utf8.count == 36 ? UUID(uuidString: text) : nil
   }
 
   static func json(_ body: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:]) -> Response {

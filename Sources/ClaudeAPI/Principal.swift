@@ -8,19 +8,20 @@ import Sessions
 
 /// Whose request it is that the current task answers.
 struct Principal: Sendable, Equatable {
-  let keyID: String
-  let role: APIKey.Role
-  /// The only session that the key is good for.
-  let sessionID: UUID?
+  /// The key as it was when it was shown.
+  let key: APIKey
 
   /// Nil where the server runs without keys: then everything is everybody's.
   @TaskLocal static var current: Principal?
 
   init(_ key: APIKey) {
-    keyID = key.id
-    role = key.role
-    sessionID = key.sessionID
+    self.key = key
   }
+
+  var keyID: String { key.id }
+  var role: APIKey.Role { key.role }
+  /// The only session that the key is good for.
+  var sessionID: UUID? { key.sessionID }
 
   /// Whether the session exists for this key. What doesn't is answered exactly as if it weren't there at all.
   func sees(_ session: Session) -> Bool {

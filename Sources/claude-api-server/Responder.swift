@@ -59,12 +59,12 @@ struct Responder {
       minimumFreeBytes: configuration.minimumFreeDisk)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
+    let api = API(
+      service: service, configuration: apiConfiguration, keys: keys,
+      files: FilesAPI(service: service, workspaces: workspaces), status: monitor)
     let server = FastCGIServer(
-      responder: API(
-        service: service, configuration: apiConfiguration,
-        keys: WatchedKeyStore(store, stateDirectory: configuration.stateDirectory),
-        files: FilesAPI(service: service, workspaces: workspaces), status: monitor
-      ).responder(),
+      responder: api.responder(),
       configuration: transportConfiguration(metrics), logger: logger,
       onListening: {
         // Only now is it certain that no other responder uses this state.
@@ -82,7 +82,11 @@ struct Responder {
       })
     try await ServiceGroup(
       // They are stopped from the last to the first.
-      services: [server, StreamEnd(service: service, monitor: monitor)], gracefulShutdownSignals: [.sigterm, .sigint],
+      services: [
+        server, StreamEnd(service: service, monitor: monitor),
+        StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+      ],
+      gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
     logger.info("Stopping")
@@ -159,5 +163,18 @@ private struct StreamEnd: Service {
     defer { service.endStreams() }
     try await gracefulShutdown()
     monitor.beginDraining()
+  }
+}
+
+/// Runs a ``StreamRevocation`` until the end.
+private struct StreamRevocationService: Service {
+  let revocation: StreamRevocation
+
+  init(_ revocation: StreamRevocation) {
+    self.revocation = revocation
+  }
+
+  func run() async throws {
+    await cancelWhenGracefulShutdown { await revocation.run() }
   }
 }

@@ -40,6 +40,20 @@ import Testing
       return (response.status.code, response.headers, writer.text)
     }
 
+    func stream(_ session: UUID, key: KeySecret?) async throws -> StreamReader {
+      var fields: HTTPFields = [.accept: "text/event-stream"]
+      if let key { fields[.authorization] = "Bearer \(key.text)" }
+      let request = Request(
+        head: HTTPRequest(
+          method: .get, scheme: "http", authority: "localhost", path: "/sessions/\(session.lowercaseString)/events",
+          headerFields: fields),
+        body: RequestBody(buffer: ByteBuffer()))
+      let source = FastCGIRequestContextSource(
+        logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
+        parameters: CGIParameters([("REMOTE_ADDR", "127.0.0.1")]))
+      return StreamReader(try await responder.respond(to: request, context: API.Context(source: source)).body)
+    }
+
     func key(
       _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
     ) async throws -> KeySecret {
@@ -56,6 +70,15 @@ import Testing
       let id = try JSONValue(parsing: answer.text.utf8)["session"]?["id"]?.stringValue
       return try #require(id.flatMap { UUID(uuidString: $0) }, "\(answer.text)")
     }
+  }
+
+  private func withRevocation(_ fixture: Fixture, _ body: () async throws -> Void) async throws {
+    let revocation = StreamRevocation(
+      keys: fixture.store, hub: fixture.api.service.hub, interval: .milliseconds(5),
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+    let watch = Task { await revocation.run() }
+    defer { watch.cancel() }
+    try await body()
   }
 
   private final class Text: ResponseBodyWriter {
@@ -181,6 +204,47 @@ import Testing
       // A revoked key is still a key: the server is not open again.
       #expect(try await fixture.send(.get, "/sessions").status == 401)
       #expect(try await !fixture.store.revokeKey("0123456789abcdef", at: .now()))
+    }
+  }
+
+  // MARK: Streams
+
+  /// What a change of a key does to a stream that was opened with it, and to one of another key.
+  @Test(arguments: ["revoked", "rotated", "expired"])
+  func aStreamEndsWithItsKey(_ end: String) async throws {
+    try await withFixture { fixture in
+      try await withRevocation(fixture) {
+        let expiry: Timestamp? = end == "expired" ? Timestamp.now().advanced(by: .seconds(2)) : nil
+        let (key, admin) = (try await fixture.key(.user, expiresAt: expiry), try await fixture.key(.admin))
+        let session = try await fixture.newSession(key)
+        let ended = try await fixture.stream(session, key: key)
+        let lasting = try await fixture.stream(session, key: admin)
+        _ = await ended.entries { $0.retry != nil }
+        switch end {
+        case "revoked": _ = try await fixture.store.revokeKey(key.id, at: .now())
+        case "rotated": _ = try await fixture.store.replaceKeyDigest(key.id, with: KeySecret(id: key.id).digest)
+        default: break
+        }
+        let last = await ended.entries().last
+        #expect(last?.comment == "the key is not valid any more")
+        #expect(fixture.api.service.hub.readerCount == 1)
+        await lasting.close()
+        await ended.close()
+        #expect(fixture.api.service.hub.readerCount == 0)
+      }
+    }
+  }
+
+  @Test func theFirstKeyEndsTheStreamsThatHaveNone() async throws {
+    try await withFixture { fixture in
+      try await withRevocation(fixture) {
+        let session = try await fixture.newSession(nil)
+        let stream = try await fixture.stream(session, key: nil)
+        _ = await stream.entries { $0.retry != nil }
+        _ = try await fixture.key(.admin)
+        #expect(await stream.entries().last?.comment == "the key is not valid any more")
+        await stream.close()
+      }
     }
   }
 

@@ -188,7 +188,7 @@ import Testing
     var seen = numbers(try await slow.next())
     for _ in 0..<11 { try await fixture.append() }
     while let frames = try await slow.next() { seen += numbers(frames) }
-    #expect(slow.wasTooSlow)
+    #expect(slow.ending == .tooSlow)
     slow.close()
     #expect(fixture.hub.readerCount == 0)
     var again = fixture.stream(after: seen.last ?? 0)
@@ -217,7 +217,7 @@ import Testing
     try await large()
     try await large()
     #expect(try await stream.next() == nil)
-    #expect(stream.wasTooSlow)
+    #expect(stream.ending == .tooSlow)
   }
 
   @Test func previewsDontMakeAReaderTooSlow() async throws {

@@ -34,6 +34,8 @@ public final class EventHub: Sendable {
 
   private struct State {
     var channels: [UUID: Channel] = [:]
+    /// How many readers there are by the right of each key.
+    var holders: [APIKey?: Int] = [:]
     /// All readers, spread over the ticks of a heartbeat's interval.
     var buckets: [[UInt64: EventReader]]
     var nextBucket = 0
@@ -98,14 +100,27 @@ public final class EventHub: Sendable {
     for reader in readers { reader.end(.shuttingDown) }
   }
 
+  /// The keys by whose right streams are read, nil among them if there are streams that need none.
+  var holders: [APIKey?] { state.withLock { Array($0.holders.keys) } }
+
+  /// Ends the streams that are read by the right of a key.
+  func end(heldBy holder: APIKey?) {
+    let readers = state.withLock { state in
+      state.buckets.flatMap(\.values).filter { $0.holder == holder }
+    }
+    for reader in readers { reader.end(.revoked) }
+  }
+
   // MARK: Readers
 
   /// Adds a reader, which is behind until it says otherwise. It must be removed.
-  func add(to session: UUID, wantsPreviews: Bool) -> EventReader {
+  func add(to session: UUID, wantsPreviews: Bool, holder: APIKey?) -> EventReader {
     state.withLock { state in
       state.lastReader += 1
       let reader = EventReader(
-        number: state.lastReader, session: session, wantsPreviews: wantsPreviews, bounds: configuration)
+        number: state.lastReader, session: session, wantsPreviews: wantsPreviews, holder: holder,
+        bounds: configuration)
+      state.holders[holder, default: 0] += 1
       if state.isEnded { reader.end(.shuttingDown) }
       state.channels[session, default: Channel()].readers[reader.number] = reader
       if wantsPreviews { state.channels[session]?.previewReaders += 1 }
@@ -127,6 +142,8 @@ public final class EventHub: Sendable {
     state.withLock { state in
       guard state.channels[reader.session]?.readers.removeValue(forKey: reader.number) != nil else { return }
       if reader.wantsPreviews { state.channels[reader.session]?.previewReaders -= 1 }
+      let remaining = state.holders[reader.holder, default: 1] - 1
+      state.holders[reader.holder] = remaining > 0 ? remaining : nil
       if state.channels[reader.session]?.readers.isEmpty == true { state.channels[reader.session] = nil }
       state.buckets[Int(reader.number % UInt64(Self.bucketCount))][reader.number] = nil
     }
@@ -169,12 +186,7 @@ final class LazyFrames: Sendable {
 
 /// The place of one reader in the hub: what waits for it, within bounds.
 final class EventReader: Sendable {
-  enum End: Sendable {
-    case terminated
-    case overrun
-    case shuttingDown
-    case cancelled
-  }
+  typealias End = EventStream.Ending
 
   private struct State {
     /// A reader that isn't live reads the log in the store, and is only told that there is more.
@@ -194,14 +206,18 @@ final class EventReader: Sendable {
   let number: UInt64
   let session: UUID
   let wantsPreviews: Bool
+  let holder: APIKey?
   private let maximumEvents: Int
   private let maximumBytes: Int
   private let state = Mutex(State())
 
-  init(number: UInt64, session: UUID, wantsPreviews: Bool, bounds: EventHubConfiguration) {
+  init(
+    number: UInt64, session: UUID, wantsPreviews: Bool, holder: APIKey?, bounds: EventHubConfiguration
+  ) {
     self.number = number
     self.session = session
     self.wantsPreviews = wantsPreviews
+    self.holder = holder
     maximumEvents = bounds.maximumBufferedEvents
     maximumBytes = bounds.maximumBufferedBytes
   }
@@ -247,7 +263,7 @@ final class EventReader: Sendable {
     if !state.frames.isEmpty, state.frames.count >= maximumEvents || state.bytes + size > maximumBytes {
       state.frames = []
       state.bytes = 0
-      state.end = .overrun
+      state.end = .tooSlow
       return
     }
     state.frames.append(frame)

@@ -18,13 +18,34 @@ public struct EventStream: Sendable {
     /// Only events of this turn. The stream ends with it.
     public var turn: UUID?
     public var previews: Bool
+    /// The key by whose right the stream is read; nil where no key is needed.
+    public var holder: APIKey?
 
-    public init(after: Int64 = 0, types: Set<String>? = nil, turn: UUID? = nil, previews: Bool = true) {
+    public init(
+      after: Int64 = 0, types: Set<String>? = nil, turn: UUID? = nil, previews: Bool = true, holder: APIKey? = nil
+    ) {
       self.after = after
       self.types = types
       self.turn = turn
       self.previews = previews
+      self.holder = holder
     }
+  }
+
+  /// Why a stream has ended.
+  public enum Ending: Sendable {
+    /// The session was deleted.
+    case terminated
+    /// The selected turn has ended.
+    case turnEnded
+    /// The reader didn't keep up. It can go on after the last event that it has.
+    case tooSlow
+    /// The right by which it was read is no more.
+    case revoked
+    /// The server stops.
+    case shuttingDown
+    /// The reader's task was cancelled.
+    case cancelled
   }
 
   private let session: UUID
@@ -50,25 +71,24 @@ public struct EventStream: Sendable {
     private let reader: EventReader
     private var last: Int64
     private var isBehind = true
-    private var isFinished = false
-    /// Whether the stream ended because its reader was too slow.
-    public private(set) var wasTooSlow = false
+    /// Why the stream has ended; nil while it goes on.
+    public private(set) var ending: Ending?
 
     fileprivate init(_ stream: EventStream) {
       self.stream = stream
       last = stream.selection.after
-      reader = stream.hub.add(to: stream.session, wantsPreviews: stream.selection.previews)
+      reader = stream.hub.add(
+        to: stream.session, wantsPreviews: stream.selection.previews, holder: stream.selection.holder)
     }
 
     /// Lets go of the place in the hub. May be called more than once.
     public func close() { stream.hub.remove(reader) }
 
-    /// What has come, at least one frame; nil at the end of the stream, which is reached when the session is
-    /// deleted, the selected turn has ended, the reader is too slow, its task is cancelled, or the server stops.
+    /// What has come, at least one frame; nil at the end of the stream, for the reason that `ending` tells.
     ///
     /// - Throws: ``SessionStoreError`` when the log can't be read.
     public mutating func next() async throws(SessionStoreError) -> [EventFrame]? {
-      while !isFinished {
+      while ending == nil {
         let frames = isBehind ? try await readLog() : await readLive()
         if !frames.isEmpty { return frames }
       }
@@ -77,7 +97,7 @@ public struct EventStream: Sendable {
 
     private mutating func readLog() async throws(SessionStoreError) -> [EventFrame] {
       if let end = reader.beginReading(), end != .terminated {
-        isFinished = true
+        ending = end
         return []
       }
       let session = stream.session
@@ -90,7 +110,7 @@ public struct EventStream: Sendable {
           of: session, after: last, limit: EventStream.pageSize, types: stream.selection.types)
       } catch {
         guard case .sessionNotFound = error else { throw error }
-        isFinished = true
+        ending = .terminated
         return [.terminated(session)]
       }
       last = events.last?.sequence ?? last
@@ -104,8 +124,7 @@ public struct EventStream: Sendable {
     private mutating func readLive() async -> [EventFrame] {
       let (frames, end) = await reader.take()
       if let end {
-        isFinished = true
-        wasTooSlow = end == .overrun
+        ending = end
         return end == .terminated ? [.terminated(stream.session)] : []
       }
       var next: [EventFrame] = []
@@ -135,7 +154,7 @@ public struct EventStream: Sendable {
       for frame in frames where frame.turnID == turn || frame.kind == .heartbeat {
         selected.append(frame)
         if EventLog.endsTurn(frame.type) {
-          isFinished = true
+          ending = .turnEnded
           break
         }
       }

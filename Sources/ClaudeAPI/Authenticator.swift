@@ -1,0 +1,142 @@
+import HTTPTypes
+import Hummingbird
+import Sessions
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// Who a client is and what it may, for requests and for sockets alike.
+///
+/// As long as the store has no key, everything is open to clients on this machine and closed to all others. The
+/// first key closes it for those too. Every check asks the store, so that a revocation holds at once.
+struct Authenticator: Sendable {
+  let keys: any KeyStore
+  let service: SessionService
+
+  // MARK: Who it is
+
+  /// - Parameters:
+  ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
+  ///   - address: the client's address, from the web server; nil if it isn't known.
+  ///   - access: what the client wants to use.
+  /// - Returns: nil if the client needs no key: because there are none, or for what is open to this machine.
+  func principal(
+    showing shown: String?, from address: String?, for access: RouteTable.Access? = nil
+  ) async throws(Problem) -> Principal? {
+    let secret = shown.flatMap { KeySecret($0) }
+    let found = try await lookUp(secret?.id)
+    guard found.hasKeys else {
+      guard Self.isLoopback(address) else {
+        throw Problem(
+          .forbidden, "no_keys",
+          "This server has no keys yet and answers only on its own machine; claude-api-server keys create makes one.")
+      }
+      return nil
+    }
+    if access == .operation, shown == nil, Self.isLoopback(address) { return nil }
+    guard let secret, secret.matches(found.key), let key = found.key, key.isValid(at: .now()) else {
+      throw Problem(
+        .unauthorized, "unauthorized",
+        shown == nil
+          ? "A key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY." : "The key is not valid.",
+        challenge: shown == nil ? "Bearer" : #"Bearer error="invalid_token""#)
+    }
+    return Principal(key)
+  }
+
+  /// Refuses what was allowed before if it would not be allowed now: the key was revoked, rotated or has expired, or
+  /// there was none and now there are keys.
+  func confirm(_ principal: Principal?) async throws(Problem) {
+    let holds: Bool
+    do {
+      holds = try await keys.upholds(principal?.key)
+    } catch {
+      throw Problem(SessionServiceError.store(error))
+    }
+    guard holds else { throw Self.keyEnded }
+  }
+
+  static let keyEnded = Problem(
+    .unauthorized, "unauthorized", "The key is not valid any more.", challenge: #"Bearer error="invalid_token""#)
+
+  private func lookUp(_ id: String?) async throws(Problem) -> APIKeyLookup {
+    do {
+      return try await keys.lookUpKey(id)
+    } catch {
+      throw Problem(SessionServiceError.store(error))
+    }
+  }
+
+  /// The key that a request shows; one that shows several different ones shows none that could be valid.
+  static func credentials(_ headers: HTTPFields) -> String? {
+    var shown = headers[values: .xAPIKey]
+    for value in headers[values: .authorization] {
+      let parts = value.split(separator: " ", maxSplits: 1)
+      shown.append(
+        parts.count == 2 && parts[0].lowercased() == "bearer" ? String(parts[1]).trimmingSpaces : "")
+    }
+    guard let first = shown.first else { return nil }
+    return shown.allSatisfy { $0 == first } ? first : ""
+  }
+
+  /// Whether a proxy of somebody else's has passed the request on, so that the address says nothing about the client.
+  static func isForwarded(_ headers: HTTPFields) -> Bool {
+    headers.contains(.forwarded) || headers.contains(.xForwardedFor) || headers.contains(.via)
+  }
+
+  private static func isLoopback(_ address: String?) -> Bool {
+    guard let address else { return false }
+    return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
+  }
+
+  // MARK: What it may
+
+  /// - Parameters:
+  ///   - access: what the route is for; nil for one that doesn't exist, which is told by what comes next.
+  ///   - session: the session in the path, as it stands there; nil for a route without one.
+  func authorize(
+    _ principal: Principal, _ access: RouteTable.Access?, session: String?
+  ) async throws(Problem) {
+    guard let access else { return }
+    if access == .operation, principal.role != .admin {
+      throw Problem(.forbidden, "admin_key_needed", "This is for administrators' keys.")
+    }
+    if let session {
+      try await checkSession(principal, session)
+    } else if principal.sessionID != nil && access != .information {
+      throw Problem(.forbidden, "key_of_session", "This key is good for a single session only.")
+    }
+    if access == .change && principal.role == .read {
+      throw Problem(.forbidden, "read_only_key", "This key may only read.")
+    }
+  }
+
+  private func checkSession(_ principal: Principal, _ text: String) async throws(Problem) {
+    let id = try API.sessionID(text)
+    do throws(SessionServiceError) {
+      if let session = service.cachedSession(id) {
+        if principal.sees(session) { return }
+        // Another's session has to take as long as one that doesn't exist, which is looked for in the store.
+        _ = try await service.session(UUID())
+      }
+      guard principal.sees(try await service.session(id)) else { throw SessionServiceError.sessionNotFound }
+    } catch {
+      throw Problem(error)
+    }
+  }
+}
+
+extension HTTPField.Name {
+  static let forwarded = Self("Forwarded")!
+  static let xAPIKey = Self("X-Api-Key")!
+  static let xForwardedFor = Self("X-Forwarded-For")!
+}
+
+extension String {
+  fileprivate var trimmingSpaces: String {
+    String(drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
+  }
+}
