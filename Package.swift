@@ -165,7 +165,8 @@ let package = Package(
         "CLinux", "HummingbirdFastCGI", "TestSupport", httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
-    .testTarget(name: "JSONSupportTests", dependencies: ["JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "JSONSupportTests", dependencies: ["JSONSupport", "TestSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "MonitoringTests", dependencies: ["Monitoring", "TestSupport", logging], swiftSettings: swiftSettings),
     .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),

@@ -7,7 +7,16 @@ public struct Exposition: Sendable {
     case counter, gauge
   }
 
-  public typealias Labels = [(name: StaticString, value: String)]
+  /// A value and where it belongs.
+  public struct Sample<Value: Sendable>: Sendable {
+    let value: Value
+    let labels: [(name: StaticString, value: String)]
+
+    public init(_ value: Value, _ labels: KeyValuePairs<StaticString, String> = [:]) {
+      self.value = value
+      self.labels = labels.map { ($0.key, $0.value) }
+    }
+  }
 
   public static let contentType = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,22 +29,21 @@ public struct Exposition: Sendable {
 
   /// A metric without dimensions.
   public mutating func add(_ kind: Kind, _ name: String, _ help: String, _ value: Double) {
-    add(kind, name, help, [([], value)])
+    add(kind, name, help, [Sample(value)])
   }
 
   public mutating func add(
-    _ kind: Kind, _ name: String, _ help: String, _ samples: [(labels: Labels, value: Double)]
+    _ kind: Kind, _ name: String, _ help: String, _ samples: [Sample<Double>]
   ) {
     precondition(kind != .counter || name.hasSuffix("_total"), "the name of a counter ends with _total: \(name)")
     begin(name, help, kind.rawValue)
     for sample in samples { line(name, sample.labels, sample.value) }
   }
 
-  public mutating func add(
-    histogram name: String, _ help: String, _ samples: [(labels: Labels, value: Histogram.Snapshot)]
-  ) {
+  public mutating func add(histogram name: String, _ help: String, _ samples: [Sample<Histogram.Snapshot>]) {
     begin(name, help, "histogram")
-    for (labels, snapshot) in samples {
+    for sample in samples {
+      let (labels, snapshot) = (sample.labels, sample.value)
       for (bound, count) in zip(snapshot.bounds, snapshot.cumulated) {
         line(name + "_bucket", labels + [("le", Self.number(bound))], Double(count))
       }
@@ -46,7 +54,7 @@ public struct Exposition: Sendable {
   }
 
   public mutating func add(histogram name: String, _ help: String, _ histogram: Histogram) {
-    add(histogram: name, help, [([], histogram.snapshot)])
+    add(histogram: name, help, [Sample(histogram.snapshot)])
   }
 
   private mutating func begin(_ name: String, _ help: String, _ kind: String) {
@@ -54,7 +62,7 @@ public struct Exposition: Sendable {
     text += "# HELP \(name) \(Self.escaped(help, quotes: false))\n# TYPE \(name) \(kind)\n"
   }
 
-  private mutating func line(_ name: String, _ labels: Labels, _ value: Double) {
+  private mutating func line(_ name: String, _ labels: [(name: StaticString, value: String)], _ value: Double) {
     text += name
     if !labels.isEmpty {
       text += "{"

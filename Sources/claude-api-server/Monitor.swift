@@ -86,7 +86,7 @@ final class Monitor: ServerStatus {
     async let disk = Looks.defect(within: .seconds(5)) { [directories, minimumFreeBytes] in
       try await NIOThreadPool.singleton.runIfActive {
         for directory in directories {
-          guard let free = Self.freeBytes(of: directory) else { return "The disk can't be looked at." }
+          guard let free = FileFigures.freeBytes(of: directory) else { return "The disk can't be looked at." }
           if free < minimumFreeBytes { return "There is too little room on the disk." }
         }
         return nil
@@ -143,12 +143,6 @@ final class Monitor: ServerStatus {
     }
   }
 
-  private static func freeBytes(of directory: String) -> Int? {
-    var status = statvfs()
-    guard statvfs(directory, &status) == 0 else { return nil }
-    return Int(clamping: UInt64(status.f_bavail) * UInt64(status.f_frsize))
-  }
-
   // MARK: Metrics
 
   /// What is known of the system at one moment.
@@ -166,7 +160,7 @@ final class Monitor: ServerStatus {
     let figures = await figures()
     var text = Exposition()
     text.add(
-      .gauge, "claude_api_build_info", "The version that runs; always 1.", [([("version", Server.version)], 1)])
+      .gauge, "claude_api_build_info", "The version that runs; always 1.", [.init(1, ["version": Server.version])])
     addProcess(figures, to: &text)
     addRequests(to: &text)
     addTurns(load, to: &text)
@@ -180,12 +174,12 @@ final class Monitor: ServerStatus {
       metrics.reactorLag)
     text.add(
       histogram: "claude_api_store_duration_seconds", "How long calls of the store took, waiting included.",
-      metrics.storeCalls.map { ([("call", "\($0.key)")], $0.value.snapshot) }.sorted { $0.0[0].value < $1.0[0].value })
+      metrics.storeCalls.map { .init($1.snapshot, ["call": "\($0)"]) })
     text.add(.gauge, "claude_api_store_bytes", "The size of the database file.", Double(figures.storeBytes))
     text.add(
       .gauge, "claude_api_disk_free_bytes", "Room on the file systems of the state and of the workspaces.",
       zip(["state", "workspaces"], figures.freeBytes).compactMap { name, bytes in
-        bytes.map { ([("directory", name)], Double($0)) }
+        bytes.map { .init(Double($0), ["directory": name]) }
       })
     text.add(
       .counter, "claude_api_log_lines_dropped_total", "Lines that were not logged because nobody took them.",
@@ -210,20 +204,19 @@ final class Monitor: ServerStatus {
     text.add(
       .counter, "claude_api_http_requests_total", "Requests that were answered, by route and status.",
       metrics.requests.all.map { request, counter in
-        (
-          [("method", request.method), ("route", Self.template(request.route)), ("status", String(request.status))],
-          counter.value
-        )
+        .init(
+          counter.value,
+          ["method": request.method, "route": Self.template(request.route), "status": String(request.status)])
       })
     text.add(
       histogram: "claude_api_http_request_duration_seconds",
       "How long requests took until the head of their answer was ready.",
       metrics.requestDurations.all.map { route, histogram in
-        ([("method", route.method), ("route", Self.template(route.route))], histogram.snapshot)
+        .init(histogram.snapshot, ["method": route.method, "route": Self.template(route.route)])
       })
     text.add(
       .counter, "claude_api_problems_total", "Problem documents that were sent, by their code.",
-      metrics.problems.all.map { ([("code", $0)], $1.value) })
+      metrics.problems.all.map { .init($1.value, ["code": $0]) })
   }
 
   /// The router's word for the rest of a path is the table's again.
@@ -232,10 +225,10 @@ final class Monitor: ServerStatus {
   private func addTurns(_ load: (running: Int, queued: Int), to text: inout Exposition) {
     text.add(
       .counter, "claude_api_turns_total", "Turns that have ended, by how.",
-      metrics.turns.all.map { ([("outcome", $0)], $1.value) })
+      metrics.turns.all.map { .init($1.value, ["outcome": $0]) })
     text.add(
       .counter, "claude_api_turn_failures_total", "Turns that have not completed, by the code of the reason.",
-      metrics.turnFailures.all.map { ([("code", $0)], $1.value) })
+      metrics.turnFailures.all.map { .init($1.value, ["code": $0]) })
     text.add(.gauge, "claude_api_turns_running", "Turns that run.", Double(load.running))
     text.add(.gauge, "claude_api_turns_queued", "Turns that wait behind another one.", Double(load.queued))
     text.add(
@@ -251,18 +244,18 @@ final class Monitor: ServerStatus {
   /// The use by API key; without a right to see keys, of all together.
   private func addUse(byKey: Bool, to text: inout Exposition) {
     let uses = metrics.uses.all
-    let tokens: [(labels: Exposition.Labels, value: Double)]
-    let dollars: [(labels: Exposition.Labels, value: Double)]
+    let tokens: [Exposition.Sample<Double>]
+    let dollars: [Exposition.Sample<Double>]
     if byKey {
       tokens = uses.flatMap { key, use in
-        zip(ServerMetrics.Use.kinds, use.tokens).map { ([("key", key), ("kind", $0)], $1.value) }
+        zip(ServerMetrics.Use.kinds, use.tokens).map { .init($1.value, ["key": key, "kind": $0]) }
       }
-      dollars = uses.map { ([("key", $0)], $1.dollars.value) }
+      dollars = uses.map { .init($1.dollars.value, ["key": $0]) }
     } else {
       tokens = ServerMetrics.Use.kinds.enumerated().map { index, kind in
-        ([("key", "all"), ("kind", kind)], uses.reduce(0) { $0 + $1.value.tokens[index].value })
+        .init(uses.reduce(0) { $0 + $1.value.tokens[index].value }, ["key": "all", "kind": kind])
       }
-      dollars = [([("key", "all")], uses.reduce(0) { $0 + $1.value.dollars.value })]
+      dollars = [.init(uses.reduce(0) { $0 + $1.value.dollars.value }, ["key": "all"])]
     }
     text.add(.counter, "claude_api_tokens_total", "Tokens of ended turns, by API key and kind.", tokens)
     text.add(.counter, "claude_api_cost_usd_total", "US dollars of ended turns at list price, by API key.", dollars)
@@ -273,8 +266,8 @@ final class Monitor: ServerStatus {
     text.add(
       .gauge, "claude_api_cli_processes", "Processes of the CLI, by what they do.",
       [
-        ([("state", "starting")], Double(pool.starting)), ([("state", "working")], Double(pool.working)),
-        ([("state", "idle")], Double(idle)),
+        .init(Double(pool.starting), ["state": "starting"]), .init(Double(pool.working), ["state": "working"]),
+        .init(Double(idle), ["state": "idle"]),
       ])
     text.add(
       .gauge, "claude_api_cli_waiting_turns", "Turns that wait until a process of the CLI may start.",
@@ -296,9 +289,8 @@ final class Monitor: ServerStatus {
       var figures = Figures()
       figures.own = ProcessFigures.ofThisProcess()
       figures.children = ProcessFigures.ofDescendants()
-      figures.freeBytes = directories.map { Self.freeBytes(of: $0) }
-      var status = stat()
-      if stat(databasePath, &status) == 0 { figures.storeBytes = Int(status.st_size) }
+      figures.freeBytes = directories.map { FileFigures.freeBytes(of: $0) }
+      figures.storeBytes = FileFigures.size(of: databasePath)
       return figures
     }
     do {

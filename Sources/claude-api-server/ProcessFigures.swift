@@ -74,3 +74,19 @@ struct ProcessFigures: Sendable {
     (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
   }
 }
+
+/// What the kernel says of files. Asking may block.
+enum FileFigures {
+  /// Bytes that are free on the file system of a directory, for who isn't root; nil if it can't be found out.
+  static func freeBytes(of directory: String) -> Int? {
+    var status = statvfs()
+    guard statvfs(directory, &status) == 0 else { return nil }
+    return Int(clamping: UInt64(status.f_bavail) * UInt64(status.f_frsize))
+  }
+
+  /// 0 if there is no such file.
+  static func size(of path: String) -> Int {
+    var status = stat()
+    return stat(path, &status) == 0 ? Int(status.st_size) : 0
+  }
+}

@@ -210,6 +210,19 @@ final class Stack: Sendable {
 
   // MARK: Shortcuts
 
+  /// Makes a key of a role by the command line, beside the running responder, and returns it.
+  func createKey(_ role: String) async throws -> String {
+    let output = "\(directory)/key.\(UUID().uuidString)"
+    let exit = try await TestSupport.run(
+      [
+        Self.product("claude-api-server"), "keys", "create", "--name", "test", "--role", role, "--state-dir",
+        stateDirectory,
+      ], output: output)
+    let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
+    guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }
+    return key
+  }
+
   /// Creates a session and returns its id.
   func createSession() async throws -> String {
     let answer = try await post("/sessions", [:])

@@ -55,7 +55,8 @@ import Testing
     var text = Exposition()
     text.add(.gauge, "a_bytes", "How \\ many\nof them.", 5)
     text.add(
-      .counter, "b_total", "B.", [([("key", "a\"b\\c\nd"), ("kind", "x")], 0.5), ([("key", "ä"), ("kind", "y")], 1e20)])
+      .counter, "b_total", "B.",
+      [.init(0.5, ["key": "a\"b\\c\nd", "kind": "x"]), .init(1e20, ["key": "ä", "kind": "y"])])
     let histogram = Histogram([0.005, 1])
     histogram.record(0.001)
     histogram.record(7)
@@ -87,7 +88,7 @@ import Testing
     try Fuzz.rounds(500) { random, seed in
       let values = Set((0..<20).map { _ in String(decoding: random.bytes(0...12), as: UTF8.self) })
       var text = Exposition()
-      text.add(.gauge, "a", "A.", values.map { ([("x", $0)], Double($0.utf8.count)) })
+      text.add(.gauge, "a", "A.", values.map { .init(Double($0.utf8.count), ["x": $0]) })
       let read = try PrometheusText(text.text)
       #expect(Set(read.samples.compactMap { $0.labels["x"] }) == values, "\(seed)")
     }
