@@ -151,7 +151,7 @@ final class Monitor: ServerStatus {
     var children = (count: 0, residentBytes: 0)
     /// Nil where it could not be found out.
     var freeBytes: [Int?] = []
-    var storeBytes = 0
+    var storeBytes: Int?
   }
 
   func metrics(byKey: Bool) async -> String {
@@ -175,7 +175,9 @@ final class Monitor: ServerStatus {
     text.add(
       histogram: "claude_api_store_duration_seconds", "How long calls of the store took, waiting included.",
       metrics.storeCalls.map { .init($1.snapshot, ["call": "\($0)"]) })
-    text.add(.gauge, "claude_api_store_bytes", "The size of the database file.", Double(figures.storeBytes))
+    text.add(
+      .gauge, "claude_api_store_bytes", "The size of the database file.",
+      figures.storeBytes.map { [.init(Double($0))] } ?? [])
     text.add(
       .gauge, "claude_api_disk_free_bytes", "Room on the file systems of the state and of the workspaces.",
       zip(["state", "workspaces"], figures.freeBytes).compactMap { name, bytes in

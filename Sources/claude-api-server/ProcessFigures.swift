@@ -84,9 +84,12 @@ enum FileFigures {
     return Int(clamping: UInt64(status.f_bavail) * UInt64(status.f_frsize))
   }
 
-  /// 0 if there is no such file.
-  static func size(of path: String) -> Int {
-    var status = stat()
-    return stat(path, &status) == 0 ? Int(status.st_size) : 0
+  /// Nil if it can't be found out.
+  static func size(of path: String) -> Int? {
+    do {
+      return try FileManager.default.attributesOfItem(atPath: path)[.size] as? Int
+    } catch {
+      return nil
+    }
   }
 }

@@ -62,7 +62,9 @@ import Testing
   @Test func aBadBodyIsAProblem() async throws {
     let known = ["prompt", "name", "metadata", "max_turns"]
     let good = #"{"prompt":"é\u00e9\n","name":null,"metadata":{"a":["b",1,2.5,true]},"max_turns":3}"#
-    let pieces = ["\"", "{", "}", "\\u", ",", ":", "null", "1e999", "[[", "\u{0}", "\"x\":1,", "-"].map { Array($0.utf8) }
+    let pieces = ["\"", "{", "}", "\\u", ",", ":", "null", "1e999", "[[", "\u{0}", "\"x\":1,", "-"].map {
+      Array($0.utf8)
+    }
     var inputs: [(UInt64, [UInt8])] = []
     Fuzz.rounds(5000) { random, seed in inputs.append((seed, random.mutated(Array(good.utf8), pieces: pieces))) }
     for (seed, bytes) in inputs {

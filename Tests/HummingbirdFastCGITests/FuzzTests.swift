@@ -58,7 +58,9 @@ import Testing
     var position = 0
     while position < request.count {
       let header = request.withUnsafeBytes { RecordHeader($0, at: position) }
-      if header.type == FastCGI.RecordType.params { stream += request[position + 8..<position + 8 + header.contentLength] }
+      if header.type == FastCGI.RecordType.params {
+        stream += request[position + 8..<position + 8 + header.contentLength]
+      }
       position += header.length
     }
     var rest = stream[...]
@@ -76,7 +78,8 @@ import Testing
     return params
   }
 
-  private func randomRequest(_ random: inout SplitMix64) -> (params: [(String, String)], body: [UInt8], bytes: [UInt8]) {
+  private func randomRequest(_ random: inout SplitMix64) -> (params: [(String, String)], body: [UInt8], bytes: [UInt8])
+  {
     let names = ["HTTP_A", "HTTP_X_API_KEY", "REMOTE_ADDR", "BODY_FILE", "HTTP_BODY_FILE", "X", "HTTP_COOKIE"]
     var params: [(String, String)] = [("REQUEST_METHOD", random.pick(["GET", "POST"])), ("REQUEST_URI", "/x?y=z")]
     for _ in 0..<random.number(0...8) {

@@ -36,7 +36,8 @@ import Testing
     func add(_ name: String, _ fields: [String], _ status: Int, body: String = inner) {
       cases.append(
         Case(
-          name, request("POST /outer HTTP/1.1", fields, body: body), [status], reached: status == 200 ? ["/outer"] : []))
+          name, request("POST /outer HTTP/1.1", fields, body: body), [status], reached: status == 200 ? ["/outer"] : [])
+      )
     }
     add("a request as the body", [length], 200)
     add("a request as a chunk", ["Transfer-Encoding: chunked"], 200, body: chunk)
@@ -73,7 +74,8 @@ import Testing
     // What follows a whole request is another one, with fields of its own.
     cases.append(
       Case(
-        "one after the other", "GET /a HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: first\r\n\r\n" + request("GET /b HTTP/1.1"),
+        "one after the other",
+        "GET /a HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: first\r\n\r\n" + request("GET /b HTTP/1.1"),
         [200, 200], reached: ["/a", "/b"]))
     cases.append(
       Case(
@@ -107,12 +109,14 @@ import Testing
     Case("the end of a line alone", "GET /a HTTP/1.1\rHost: localhost\r\r", [400]),
     Case("NUL", request("GET /a HTTP/1.1", ["X-A: b\0c"]), [400]),
     Case("a name with a space", request("GET /a HTTP/1.1", ["X A: b"]), [400]),
-    Case("two authorizations", request("GET /a HTTP/1.1", ["Authorization: Bearer a", "Authorization: Bearer b"]), [400]),
+    Case(
+      "two authorizations", request("GET /a HTTP/1.1", ["Authorization: Bearer a", "Authorization: Bearer b"]), [400]),
     Case(
       "6,000 fields", request("GET /a HTTP/1.1", (0..<6000).map { "X-\($0): b" }), [431]),
     Case("9,000 fields of a name", request("GET /a HTTP/1.1", (0..<9000).map { _ in "a: b" }), [431]),
     // The escapes are left to the responder, and no line is broken by them.
-    Case("line breaks in escapes", request("GET /a%0d%0aX-Evil:%20b HTTP/1.1"), [200], reached: ["/a%0d%0aX-Evil:%20b"]),
+    Case(
+      "line breaks in escapes", request("GET /a%0d%0aX-Evil:%20b HTTP/1.1"), [200], reached: ["/a%0d%0aX-Evil:%20b"]),
   ]
 
   @Test func whatIsNotClearIsRefused() async throws {

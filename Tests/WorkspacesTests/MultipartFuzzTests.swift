@@ -19,7 +19,9 @@ import Testing
   private func withFile<Value>(_ bytes: [UInt8], _ body: (CInt) throws -> Value) throws -> Value {
     let file = try #require(tmpfile())
     defer { fclose(file) }
-    guard fwrite(bytes, 1, bytes.count, file) == bytes.count, fflush(file) == 0 else { throw SystemError(call: "write") }
+    guard fwrite(bytes, 1, bytes.count, file) == bytes.count, fflush(file) == 0 else {
+      throw SystemError(call: "write")
+    }
     return try body(fileno(file))
   }
 
@@ -54,7 +56,8 @@ import Testing
     for part in parts {
       bytes += Array("--".utf8) + Self.boundary + (random.one(in: 5) ? [0x20, 0x09] : []) + [13, 10]
       if random.one(in: 3) { bytes += Array("Content-Type: text/plain; name=\"no\"\r\n".utf8) }
-      bytes += Array(random.pick(["Content-Disposition", "content-disposition"]).utf8) + Array(": form-data; name=".utf8)
+      bytes +=
+        Array(random.pick(["Content-Disposition", "content-disposition"]).utf8) + Array(": form-data; name=".utf8)
       bytes += quoted(part.name)
       if let fileName = part.fileName { bytes += Array("; filename=".utf8) + quoted(fileName) }
       bytes += [13, 10, 13, 10] + part.content + [13, 10]

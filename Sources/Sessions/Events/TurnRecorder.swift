@@ -54,7 +54,8 @@ final class TurnRecorder: Sendable {
       logger.error(
         "Events could not be stored",
         metadata: [
-          "session": "\(session.lowercaseString)", "turn": "\(turn.lowercaseString)", "events": "\(events.count)", "error": "\(error)",
+          "session": "\(session.lowercaseString)", "turn": "\(turn.lowercaseString)", "events": "\(events.count)",
+          "error": "\(error)",
         ])
     }
   }
