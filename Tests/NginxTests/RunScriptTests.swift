@@ -117,7 +117,7 @@ import Testing
   @Test func childrenOfAKilledScriptEnd() async throws {
     try await withTemporaryDirectory { directory in
       let stage = try await Stage(
-        directory: directory, server: "trap 'touch \(directory)/ended; exit' TERM\nsleep infinity & wait")
+        directory: directory, server: "trap 'touch \(directory)/ended; kill $!; exit' TERM\nsleep infinity & wait")
       let responder = try healthy(path: stage.state + "/run/responder.sock")
       defer { responder.stop() }
       let script = try stage.run()
