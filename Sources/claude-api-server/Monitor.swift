@@ -205,16 +205,18 @@ final class Monitor: ServerStatus {
   private func addRequests(to text: inout Exposition) {
     text.add(
       .counter, "claude_api_http_requests_total", "Requests that were answered, by route and status.",
-      metrics.requests.all.map { request, counter in
-        .init(
-          counter.value,
-          ["method": request.method, "route": Self.template(request.route), "status": String(request.status)])
+      metrics.requests.all.flatMap { route, requests in
+        requests.statuses.all.map { status, counter in
+          .init(
+            counter.value,
+            ["method": route.method, "route": Self.template(route.route), "status": String(status)])
+        }
       })
     text.add(
       histogram: "claude_api_http_request_duration_seconds",
       "How long requests took until the head of their answer was ready.",
-      metrics.requestDurations.all.map { route, histogram in
-        .init(histogram.snapshot, ["method": route.method, "route": Self.template(route.route)])
+      metrics.requests.all.map { route, requests in
+        .init(requests.durations.snapshot, ["method": route.method, "route": Self.template(route.route)])
       })
     text.add(
       .counter, "claude_api_problems_total", "Problem documents that were sent, by their code.",

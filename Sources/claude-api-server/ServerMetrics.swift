@@ -8,19 +8,17 @@ import Synchronization
 
 /// Everything that the server counts. Recording takes some tens of nanoseconds and waits for nobody.
 final class ServerMetrics: TurnObserver {
-  struct Request: Hashable, Sendable {
-    let method: String
-    let route: String
-    let status: Int
-
-    static let other = Request(method: "other", route: "other", status: 0)
-  }
-
   struct Route: Hashable, Sendable {
     let method: String
     let route: String
 
     static let other = Route(method: "other", route: "other")
+  }
+
+  /// The requests of one route.
+  struct Requests: Sendable {
+    let durations = Histogram(Histogram.requestBounds)
+    let statuses = Family<Int, Counter>(limit: 60, overflow: 0) { Counter() }
   }
 
   /// What the turns of one API key used.
@@ -32,8 +30,7 @@ final class ServerMetrics: TurnObserver {
   }
 
   /// Routes and statuses are few by themselves; the bounds are for what nobody has thought of.
-  let requests = Family<Request, Counter>(limit: 2000, overflow: .other) { Counter() }
-  let requestDurations = Family<Route, Histogram>(limit: 200, overflow: .other) { Histogram(Histogram.requestBounds) }
+  let requests = Family<Route, Requests>(limit: 300, overflow: .other) { Requests() }
   let problems = Family<String, Counter>(limit: 200, overflow: "other") { Counter() }
   let turns = Family<String, Counter>(limit: 20, overflow: "other") { Counter() }
   let turnFailures = Family<String, Counter>(limit: 100, overflow: "other") { Counter() }
@@ -50,10 +47,9 @@ final class ServerMetrics: TurnObserver {
   // MARK: Requests
 
   func answered(_ method: HTTPRequest.Method, _ route: String?, _ status: Int, _ duration: Duration) {
-    let method = Self.name(method)
-    let route = route ?? "none"
-    requests[Request(method: method, route: route, status: status)].add()
-    requestDurations[Route(method: method, route: route)].record(duration)
+    let requests = requests[Route(method: Self.name(method), route: route ?? "none")]
+    requests.statuses[status].add()
+    requests.durations.record(duration)
   }
 
   /// The methods that there are; a client may send any other word.

@@ -32,8 +32,8 @@ import Testing
   }
 
   /// Lines are the same however they arrive, and no more is kept than the longest one may have and what came last.
-  @Test func linesDoNotDependOnHowTheyAreCut() throws {
-    try Fuzz.rounds(3000) { random, seed in
+  @Test func linesDoNotDependOnHowTheyAreCut() {
+    Fuzz.rounds(3000) { random, seed in
       let bytes = output(&random)
       let limit = random.number(100...600)
       let pieces = random.cut(bytes)
@@ -70,7 +70,8 @@ import Testing
         #expect(message.json.stringValue?.utf8.count ?? .max <= ClaudeMessage.keptGarbage * 3, "seed \(seed)")
         return
       }
-      #expect(try JSONValue(parsing: parsed.encoded()) == parsed, "seed \(seed)")
+      let again = try JSONValue(parsing: parsed.encoded())
+      #expect(again == parsed, "seed \(seed)")
     }
   }
 
@@ -81,7 +82,8 @@ import Testing
       let value = JSONFuzz.changed(random.pick(messages), &random)
       let message = ClaudeMessage(line: value.encoded())
       check(message, seed)
-      #expect(try JSONValue(parsing: value.encoded()) == value, "seed \(seed)")
+      let again = try JSONValue(parsing: value.encoded())
+      #expect(again == value, "seed \(seed)")
     }
   }
 

@@ -139,7 +139,8 @@ import Testing
       }
       for line in lines { #expect(line["time"] != nil && line["level"] != nil && line["msg"]?.isEmpty == false) }
       let access = try #require(lines.first { $0["msg"] == "Access" && $0["request_id"] == requestID })
-      #expect(access["session"] == id && access["status"] == "200" && access["key"] == key.split(separator: "_")[1])
+      #expect(
+        access["session"] == id && access["status"] == "200" && access["key"] == String(key.split(separator: "_")[1]))
       #expect(access["route"] == "POST /sessions/{session_id}/messages")
       let end = try #require(lines.first { $0["msg"] == "Turn ended" && $0["turn"] == turn })
       #expect(end["session"] == id && end["state"] == "completed" && end["ms"].flatMap { Int($0) } != nil)

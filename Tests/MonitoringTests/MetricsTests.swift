@@ -7,7 +7,7 @@ import Testing
     let counter = Counter()
     counter.add()
     counter.add(0.25)
-    for amount in [-1, .nan, .infinity, -.infinity, 0] { counter.add(amount) }
+    for amount in [-1, Double.nan, Double.infinity, -Double.infinity, 0] { counter.add(amount) }
     #expect(counter.value == 1.25)
   }
 
@@ -35,7 +35,7 @@ import Testing
 
   @Test func aHistogramCountsAValueOnItsBoundBelowIt() {
     let histogram = Histogram([0.1, 1])
-    for value in [0.1, 0.10001, 1, 2, .nan, .infinity] { histogram.record(value) }
+    for value in [0.1, 0.10001, 1, 2, Double.nan, Double.infinity] { histogram.record(value) }
     histogram.record(Duration.milliseconds(1500))
     let snapshot = histogram.snapshot
     #expect(snapshot.cumulated == [1, 3] && snapshot.count == 5)

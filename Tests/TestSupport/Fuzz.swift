@@ -16,7 +16,8 @@ public enum Fuzz {
     for round in 0..<UInt64(count * max(1, factor)) {
       let seed = first &+ round
       if let path = variables["CLAUDE_API_TEST_FUZZ_FILE"] {
-        FileManager.default.createFile(atPath: path, contents: Data("\(seed)\n".utf8))
+        let isWritten = FileManager.default.createFile(atPath: path, contents: Data("\(seed)\n".utf8))
+        precondition(isWritten, "\(path) can't be written")
       }
       var random = SplitMix64(seed: seed)
       // The first numbers of neighbouring seeds should have nothing in common.

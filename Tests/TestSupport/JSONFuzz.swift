@@ -36,7 +36,7 @@ public enum JSONFuzz {
     case 0: nil
     case 1: .bool(random.one(in: 2))
     case 2: .int(random.pick([0, -1, 1, .max, .min, 1 << 53]))
-    case 3: .double(random.pick([0.5, -0.5, 1e300, -1e300, 5e-324]))
+    case 3: .double(random.pick([0.5, -0.5, 1e300, -1e300, .leastNonzeroMagnitude]))
     case 4: .array([])
     case 5: .object([:])
     case 6: .array([any(&random), any(&random)])

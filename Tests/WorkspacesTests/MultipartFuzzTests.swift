@@ -82,7 +82,8 @@ import Testing
   @Test func whatIsInAFormIsFound() throws {
     try Fuzz.rounds(2000) { random, seed in
       let sent = randomParts(&random)
-      #expect(try parts(form(sent, &random)) == sent, "seed \(seed)")
+      let found = try parts(form(sent, &random))
+      #expect(found == sent, "seed \(seed)")
     }
   }
 
@@ -94,7 +95,8 @@ import Testing
         Part(name: [0x61], fileName: nil, content: [UInt8](repeating: 13, count: length)),
         Part(name: [0x62], fileName: [0x63], content: [UInt8](repeating: 0x2d, count: 262_144)),
       ]
-      #expect(try parts(form(sent, &random)) == sent, "\(length)")
+      let found = try parts(form(sent, &random))
+      #expect(found == sent, "\(length)")
     }
   }
 
