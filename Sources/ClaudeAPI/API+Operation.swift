@@ -65,6 +65,7 @@ extension JSONWriter {
 struct StatusMiddleware: RouterMiddleware {
   typealias Context = API.Context
 
+  let routes: RouteTable
   let status: any ServerStatus
 
   func handle(
@@ -72,8 +73,8 @@ struct StatusMiddleware: RouterMiddleware {
   ) async throws -> Response {
     let start = ContinuousClock.now
     let response = try await next(request, context)
-    status.answered(
-      request.method, context.endpointPath, status: response.status.code, after: ContinuousClock.now - start)
+    let route = context.endpointPath.flatMap { routes.access(request.method, $0) == nil ? nil : $0 }
+    status.answered(request.method, route, status: response.status.code, after: ContinuousClock.now - start)
     return response
   }
 }

@@ -44,7 +44,7 @@ public struct API: Sendable {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     let table = routes
-    if let status { router.add(middleware: StatusMiddleware(status: status)) }
+    if let status { router.add(middleware: StatusMiddleware(routes: table, status: status)) }
     if let authenticator {
       router.add(
         middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator, status: status))

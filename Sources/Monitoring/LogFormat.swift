@@ -87,7 +87,7 @@ public enum LogFormat: String, Sendable, CaseIterable {
 extension Logger.Metadata {
   /// The entries in the order of their names, with nested ones as text.
   var fields: [(name: String, value: String)] {
-    sorted { $0.key < $1.key }.map { (name: Self.fieldName($0.key), value: "\($0.value)") }
+    map { (name: Self.fieldName($0.key), value: "\($0.value)") }.sorted { $0.name < $1.name }
   }
 
   /// Names that the line has already get a line below; the transport's name of a request's id is the framework's.

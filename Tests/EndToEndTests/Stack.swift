@@ -57,7 +57,9 @@ final class Stack: Sendable {
         [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
       ) { model in
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
-        return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
+        return try await Nginx.with(
+          in: directory, socket: directory + "/s/r.sock", options: ["--workspaces", directory + "/w"] + nginxOptions
+        ) { nginx in
           let stack = Stack(directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings)
           do {
             try await stack.startResponder()

@@ -25,6 +25,9 @@ import Testing
       else { return }
       let own = try? JSONValue(parsing: bytes)
       let other = try? JSONSerialization.jsonObject(with: Data(bytes), options: .fragmentsAllowed)
+      #expect(own == nil || other != nil, "seed \(seed): \(text)")
+      // Foundation also takes a comma before a closing bracket.
+      guard !text.contains(#/,\s*[\]}]/#) else { return }
       #expect((own == nil) == (other == nil), "seed \(seed): \(text)")
     }
   }

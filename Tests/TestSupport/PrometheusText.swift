@@ -19,7 +19,7 @@ public struct PrometheusText {
     var metric: String?
     var helped: Set<String> = []
     var seen: Set<String> = []
-    for line in text.dropLast().split(separator: "\n", omittingEmptySubsequences: false) {
+    for line in text.unicodeScalars.dropLast().split(separator: "\n", omittingEmptySubsequences: false).map(Substring.init) {
       let words = line.split(separator: " ", maxSplits: 3, omittingEmptySubsequences: false).map(String.init)
       if line.hasPrefix("# HELP ") {
         guard words.count == 4, Self.isName(words[2]), !words[3].isEmpty, helped.insert(words[2]).inserted else {
@@ -93,7 +93,8 @@ public struct PrometheusText {
     let name = String(line[..<nameEnd])
     guard isName(name), nameEnd != line.endIndex else { throw malformed }
     var labels: [String: String] = [:]
-    var rest = line[nameEnd...]
+    // Scalar by scalar: a mark at the beginning of a value must not stick to the quote before it.
+    var rest = line[nameEnd...].unicodeScalars
     if rest.first == "{" {
       rest.removeFirst()
       repeat {
@@ -102,10 +103,10 @@ public struct PrometheusText {
         guard isName(label), !label.contains(":"), !label.hasPrefix("__") else { throw malformed }
         rest = rest[rest.index(after: equals)...]
         guard rest.popFirst() == "\"" else { throw malformed }
-        var value = ""
-        while let character = rest.popFirst(), character != "\"" {
-          guard character == "\\" else {
-            value.append(character)
+        var value = String.UnicodeScalarView()
+        while let scalar = rest.popFirst(), scalar != "\"" {
+          guard scalar == "\\" else {
+            value.append(scalar)
             continue
           }
           switch rest.popFirst() {
@@ -115,9 +116,9 @@ public struct PrometheusText {
           default: throw malformed
           }
         }
-        guard labels.updateValue(value, forKey: label) == nil else { throw malformed }
+        guard labels.updateValue(String(value), forKey: label) == nil else { throw malformed }
       } while rest.popFirst() == "," && rest.first != "}"
-      guard line[..<rest.startIndex].last == "}" else { throw malformed }
+      guard line.unicodeScalars[..<rest.startIndex].last == "}" else { throw malformed }
     }
     guard rest.popFirst() == " ", let value = number(String(rest)) else { throw malformed }
     return Sample(name: name, labels: labels, value: value)
