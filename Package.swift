@@ -155,8 +155,8 @@ let package = Package(
     .testTarget(
       name: "FilesTests",
       dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
-        hummingbird, logging, serviceLifecycle,
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
+        "Workspaces", hummingbird, logging, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(
@@ -179,7 +179,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport", "Workspaces"],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: [
@@ -198,6 +199,8 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(
       name: "TestSupport", dependencies: ["JSONSupport"], path: "Tests/TestSupport", swiftSettings: swiftSettings),
-    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      swiftSettings: swiftSettings),
   ]
 )

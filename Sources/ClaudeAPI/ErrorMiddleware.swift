@@ -21,7 +21,10 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
           "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
       }
       status?.reported(problem: problem.code)
-      return problem.response
+      guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
+      // A folder of the session, if there is such a session.
+      let session = problem.code == "session_not_found" ? nil : API.uuid("session_id", context)
+      return ProblemPage(problem: problem, folder: session.map { "/sessions/\($0.lowercaseString)/files/" }).response
     }
   }
 
@@ -35,6 +38,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as RelativePath.Malformation: return Problem(error)
     case let error as UploadError: return Problem(error)
     case let error as ShareError: return Problem(error)
+    case let error as GitError: return Problem(error)
     case MultipartError.malformed:
       return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
     case MultipartError.tooManyParts:

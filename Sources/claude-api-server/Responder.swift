@@ -34,7 +34,8 @@ struct Responder {
     defer { log.flush() }
     let metrics = ServerMetrics()
     let workspaces = try Workspaces(
-      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
+      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
+      limits: configuration.files.limits)
     try Workspaces.makeDirectories(
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
     let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
@@ -42,7 +43,8 @@ struct Responder {
     storeConfiguration.onCall = { metrics.storeCall($0, $1) }
     let store = try await SQLiteSessionStore.open(storeConfiguration)
     var runnerConfiguration = runnerConfiguration
-    runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
+    let sandbox = try await Sandboxing(configuration, logger).sandbox()
+    runnerConfiguration.sandbox = sandbox
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
@@ -51,7 +53,7 @@ struct Responder {
     bounds.approvalTimeout = configuration.approvalTimeout
     let service = SessionService(
       store: store, workspaces: workspaces,
-      runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
+      runner: ClaudeTurnRunner(runner: runner, defaults: options),
       configuration: bounds, observer: metrics, logger: logger)
     let monitor = Monitor(
       metrics: metrics, runner: runner, service: service, store: store, log: log, databasePath: databasePath,
@@ -62,7 +64,8 @@ struct Responder {
     let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
-      files: FilesAPI(service: service, workspaces: workspaces), status: monitor)
+      files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)),
+      status: monitor)
     let server = FastCGIServer(
       responder: api.responder(),
       configuration: transportConfiguration(metrics), logger: logger,
@@ -137,6 +140,26 @@ struct Responder {
     api.maximumBodyBytes = configuration.maximumBody
     api.maximumPromptBytes = configuration.maximumPrompt
     return api
+  }
+
+  private func filesConfiguration(_ sandbox: BubblewrapSandbox?) -> FilesConfiguration {
+    var files = FilesConfiguration()
+    files.maximumShareLifetime = configuration.files.shareLifetime
+    files.git.allowedSources = configuration.files.gitSources
+    files.git.timeout = configuration.files.gitTimeout
+    let variables = ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"]
+    files.git.environment = ProcessInfo.processInfo.environment.filter { variables.contains($0.key) }
+    if let sandbox {
+      // Its user's home is /tmp there, where ssh looks for keys and for the hosts that it knows.
+      let keys = NSHomeDirectoryForUser(NSUserName()).map { $0 + "/.ssh" }
+      files.git.sandbox = { command, directory, address in
+        var readable: [(path: String, place: String)] = []
+        if let path = address.localPath { readable.append((path, path)) }
+        if address.scheme == .ssh, let keys { readable.append((keys, "/tmp/.ssh")) }
+        return sandbox.wrap(command, in: directory, readable: readable)
+      }
+    }
+    return files
   }
 
   private var model: APIConfiguration.Model {

@@ -1,4 +1,3 @@
-import ClaudeRunner
 import Glibc
 import Logging
 import Sandbox
@@ -17,7 +16,7 @@ struct Sandboxing {
 
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
-  func sandbox() async throws(SandboxError) -> (any ClaudeSandbox)? {
+  func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
     guard settings.mode != .off else {
       logger.warning("The sandbox is off: agents can do all that this server's user can, to all sessions")
       return nil

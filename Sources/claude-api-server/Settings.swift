@@ -154,9 +154,19 @@ struct Settings {
     return value
   }
 
+  /// Texts that are separated by commas; in the file they may also be an array.
   func list(_ setting: Setting) throws -> [String]? {
-    guard let found = try find(setting, .string), case .string(let text) = found.content else { return nil }
-    return text.split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+    let texts: [String]
+    // A flag with a comma is an array to its provider, and no text.
+    if let found = try? find(setting, .stringArray), case .stringArray(let array) = found.content {
+      texts = array
+    } else if let found = try find(setting, .string), case .string(let text) = found.content {
+      texts = [text]
+    } else {
+      return nil
+    }
+    return texts.flatMap { $0.split(separator: ",") }.map { $0.trimmingCharacters(in: .whitespaces) }
+      .filter { !$0.isEmpty }
   }
 
   private func find(_ setting: Setting, _ type: ConfigType) throws -> (content: ConfigContent, source: String)? {
