@@ -117,15 +117,18 @@ public struct ClaudeTurn: Sendable {
   public var prompt: String
   /// Whether an earlier turn of the session got an answer, so that a CLI without memory of it is a failure.
   public var expectsHistory: Bool
+  /// What the log calls the turn.
+  public var id: String
 
   public init(
     session: ClaudeSession, options: ClaudeOptions = ClaudeOptions(), prompt: String,
-    expectsHistory: Bool = false
+    expectsHistory: Bool = false, id: String = "-"
   ) {
     self.session = session
     self.options = options
     self.prompt = prompt
     self.expectsHistory = expectsHistory
+    self.id = id
   }
 }
 

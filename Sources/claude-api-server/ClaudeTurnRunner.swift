@@ -17,7 +17,7 @@ struct ClaudeTurnRunner: TurnRunner {
       configDirectory: request.configurationDirectory)
     let turn = ClaudeTurn(
       session: session, options: options(request.options), prompt: request.turn.prompt,
-      expectsHistory: request.session.hasConversation)
+      expectsHistory: request.session.hasConversation, id: request.turn.id.lowercaseString)
     do throws(ClaudeFailure) {
       let result = try await runner.run(turn, onMessage: { await onMessage($0.json) })
       return TurnResult(

@@ -19,7 +19,9 @@ public struct PrometheusText {
     var metric: String?
     var helped: Set<String> = []
     var seen: Set<String> = []
-    for line in text.unicodeScalars.dropLast().split(separator: "\n", omittingEmptySubsequences: false).map(Substring.init) {
+    for line in text.unicodeScalars.dropLast().split(separator: "\n", omittingEmptySubsequences: false).map(
+      Substring.init)
+    {
       let words = line.split(separator: " ", maxSplits: 3, omittingEmptySubsequences: false).map(String.init)
       if line.hasPrefix("# HELP ") {
         guard words.count == 4, Self.isName(words[2]), !words[3].isEmpty, helped.insert(words[2]).inserted else {
