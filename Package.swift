@@ -179,7 +179,7 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport", "Workspaces"],
+      name: "ServerTests", dependencies: ["Sessions", "TestSupport", "Workspaces", "claude-api-server"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",

@@ -32,7 +32,7 @@ public struct API: Sendable {
     status: (any ServerStatus)? = nil
   ) {
     self.service = service
-    authenticator = keys.map { Authenticator(keys: $0, service: service) }
+    authenticator = keys.map { Authenticator(keys: $0, service: service, requiresKeys: configuration.requiresKeys) }
     self.configuration = configuration
     self.files = files
     self.status = status
@@ -68,6 +68,7 @@ public struct API: Sendable {
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
+    addUsageRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     addOperationRoutes(to: router, &routes)
     let index = index(routes)

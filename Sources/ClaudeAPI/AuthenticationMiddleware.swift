@@ -29,8 +29,8 @@ struct AuthenticationMiddleware: RouterMiddleware {
     do {
       principal = try await authenticator.principal(
         showing: Authenticator.credentials(request.headers),
-        from: Authenticator.isForwarded(request.headers) ? nil : context.parametersOfServer["REMOTE_ADDR"],
-        for: access)
+        from: context.parametersOfServer["REMOTE_ADDR"],
+        isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer), for: access)
       if let principal {
         try await authenticator.authorize(
           principal, access, session: context.parameters["session_id"].map { String($0) })

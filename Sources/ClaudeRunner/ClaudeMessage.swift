@@ -120,15 +120,24 @@ public struct ClaudeTurn: Sendable {
   /// What the log calls the turn.
   public var id: String
 
+  /// For whom it runs: those that wait for a process are served in turns between owners.
+  public var owner: String
+  /// US dollars that this turn may cost, whatever the conversation has cost before; nil for no bound. The CLI looks
+  /// at it after each answer of the model, and so may go beyond it by one. A turn that reaches it fails with
+  /// `budget_exhausted`. A process whose bound leaves at least half of it serves the turn, too.
+  public var allowanceUSD: Double?
+
   public init(
     session: ClaudeSession, options: ClaudeOptions = ClaudeOptions(), prompt: String,
-    expectsHistory: Bool = false, id: String = "-"
+    expectsHistory: Bool = false, id: String = "-", owner: String = "", allowanceUSD: Double? = nil
   ) {
     self.session = session
     self.options = options
     self.prompt = prompt
     self.expectsHistory = expectsHistory
     self.id = id
+    self.owner = owner
+    self.allowanceUSD = allowanceUSD
   }
 }
 

@@ -65,10 +65,10 @@ where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context
       throw error
     }
     let pulse = configuration.onPulse.map { report in
-      Task { [interval = configuration.pulseInterval] in
+      Task {
         while true {
           await listener.pulse(since: .now, report)
-          do { try await Task.sleep(for: interval) } catch { return }
+          do { try await Task.sleep(for: .seconds(1)) } catch { return }
         }
       }
     }

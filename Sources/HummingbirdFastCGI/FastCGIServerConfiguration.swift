@@ -37,14 +37,18 @@ public struct FastCGIServerConfiguration: Sendable {
   public var writeTimeout: Duration = .seconds(60)
 
   /// How long running requests may go on after a graceful shutdown has begun; then their tasks are cancelled.
-  /// Default 30 s.
+  /// Connections are not accepted any more by then; connections at rest are closed by agreement with the web server,
+  /// so that no request is lost. Default 30 s.
   public var drainTimeout: Duration = .seconds(30)
 
-  /// How often `onPulse` is called. Default 1 s.
-  public var pulseInterval: Duration = .seconds(1)
+  /// Called on the thread that serves all connections, about once in ``heartbeatInterval`` as long as that thread gets
+  /// round to it. It must not block.
+  public var onHeartbeat: (@Sendable () -> Void)?
 
-  /// Told again and again how long a job had to wait for the reactor's thread; on that thread, so it must be quick.
-  /// When it isn't called any more, the thread is stuck. Nil for no pulse, the default.
+  /// Default 1 s.
+  public var heartbeatInterval: Duration = .seconds(1)
+
+  /// Told once a second how long a job had to wait for that thread; on it, so it must be quick.
   public var onPulse: (@Sendable (Duration) -> Void)?
 
   public init(address: Address) {

@@ -46,17 +46,6 @@ final class Monitor: ServerStatus {
 
   func reported(problem code: String) { metrics.problems[code].add() }
 
-  // MARK: Alive
-
-  /// Whether the reactor has run and the store has answered within the last seconds; for a watchdog.
-  func isAlive(within patience: Duration = .seconds(10)) async -> Bool {
-    guard let silence = metrics.sincePulse, silence < patience else { return false }
-    return await Looks.defect(within: patience) { [store] in
-      _ = try await store.lookUpKey(nil)
-      return nil
-    } == nil
-  }
-
   // MARK: Ready
 
   func readiness() async -> [ReadinessCheck] {

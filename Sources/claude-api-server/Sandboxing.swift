@@ -14,6 +14,17 @@ struct Sandboxing {
     self.logger = logger
   }
 
+  private func controlGroups() -> [String] {
+    guard settings.controlGroups == [DelegatedControlGroup.setting] else { return settings.controlGroups }
+    do {
+      return [try DelegatedControlGroup.prepare()]
+    } catch {
+      // Without it the limits of processes hold.
+      logger.warning("There is no control group for the sessions", metadata: ["reason": "\(error)"])
+      return []
+    }
+  }
+
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
   func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
@@ -27,7 +38,7 @@ struct Sandboxing {
     configuration.maximumProcessors = settings.maximumProcessors
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
-    configuration.controlGroups = settings.controlGroups
+    configuration.controlGroups = controlGroups()
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)
       logger.info("The sandbox works", metadata: ["control_groups": "\(sandbox.hasControlGroups)"])

@@ -4,7 +4,6 @@ import HTTPTypes
 import Monitoring
 import SQLiteStore
 import Sessions
-import Synchronization
 
 /// Everything that the server counts. Recording takes some tens of nanoseconds and waits for nobody.
 final class ServerMetrics: TurnObserver {
@@ -42,7 +41,6 @@ final class ServerMetrics: TurnObserver {
   let reactorLag = Histogram(Histogram.requestBounds)
   let storeCalls = Dictionary(
     uniqueKeysWithValues: SQLiteStoreConfiguration.Call.allCases.map { ($0, Histogram(Histogram.requestBounds)) })
-  private let lastPulse = Mutex<ContinuousClock.Instant?>(nil)
 
   // MARK: Requests
 
@@ -86,11 +84,5 @@ final class ServerMetrics: TurnObserver {
   func storeCall(_ call: SQLiteStoreConfiguration.Call, _ duration: Duration) { storeCalls[call]?.record(duration) }
 
   /// The reactor came to a job after `lag`.
-  func pulse(_ lag: Duration) {
-    reactorLag.record(lag)
-    lastPulse.withLock { $0 = .now }
-  }
-
-  /// How long ago the reactor was last known to work; nil before it began.
-  var sincePulse: Duration? { lastPulse.withLock { $0 }.map { .now - $0 } }
+  func pulse(_ lag: Duration) { reactorLag.record(lag) }
 }
