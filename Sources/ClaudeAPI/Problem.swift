@@ -21,6 +21,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var challenge: String?
   /// The protocol that the path speaks, for a 426.
   public var upgrade: String?
+  /// What was looked at, for a server that isn't ready.
+  public var checks: [ReadinessCheck] = []
   /// The limit of a key that was reached.
   public var limit: LimitExcess?
 
@@ -73,6 +75,7 @@ extension JSONWriter {
     field("detail", problem.detail)
     field("code", problem.code.rawValue)
     if let retryAfter = problem.retryAfter { field("retry_after", Int64(retryAfter)) }
+    if !problem.checks.isEmpty { field(problem.checks) }
     if let limit = problem.limit { field("limit", object: { $0.members(limit) }) }
     if let turn = problem.turn { field("turn_id", turn.id.lowercaseString) }
     if let approval = problem.approval { field("approval", object: { $0.members(approval) }) }

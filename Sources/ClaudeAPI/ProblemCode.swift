@@ -148,6 +148,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case noBodyFile = "no_body_file"
   case responderUnavailable = "responder_unavailable"
   case shuttingDown = "shutting_down"
+  case notReady = "not_ready"
   case storeBusy = "store_busy"
   case streamsExhausted = "streams_exhausted"
   case tooManySockets = "too_many_sockets"
@@ -309,6 +310,7 @@ extension ProblemCode {
     case .noBodyFile: .init(500, "The web server in front doesn't hand uploads over as files.")
     case .responderUnavailable: .init(502, "The responder behind nginx is not running.")
     case .shuttingDown: .init(503, "The server is about to stop; what was accepted is kept.")
+    case .notReady: .init(503, "The server can't do its work; `checks` say what is wrong.")
     case .storeBusy: .init(503, "The store is busy.")
     case .tooManySockets: .init(503, "As many sockets are open as the server takes.")
     case .streamsExhausted: .init(503, "The server has as many streams open as it takes.")

@@ -305,14 +305,6 @@ extension Stack {
     return text(of: log)
   }
 
-  func createKey(_ role: String) async throws -> String {
-    let output = try await keys(["create", "--name", "test", "--role", role])
-    guard let key = output.split(whereSeparator: \.isWhitespace).first(where: { $0.hasPrefix("cak_") }) else {
-      throw Failure("no key: \(output)")
-    }
-    return String(key)
-  }
-
   func createSession(_ body: JSONValue, key: String) async throws -> String {
     let answer = try await post("/sessions", body, headers: ["X-Api-Key": key])
     guard answer.status == 200, let id = try answer.json["session"]?["id"]?.stringValue else {

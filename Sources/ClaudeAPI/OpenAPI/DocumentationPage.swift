@@ -92,6 +92,7 @@ struct DocumentationPage {
       case .information: "any key"
       case .read: "reads"
       case .change: "changes"
+      case .operation: "this machine, or an administrator's key"
       }
     var html = """
       <details id="\(operation.id)">

@@ -6,7 +6,8 @@ enum Schemas {
   static let all: [String: Schema] = [
     "Problem": problem, "Session": session, "SessionOptions": shownOptions, "Turn": turn, "TurnError": turnError,
     "Usage": usage, "Approval": approval, "ConversationEntry": conversationEntry, "DirectoryListing": listing,
-    "Share": share, "Limit": limit, "KeyUsage": keyUsage, "McpServers": mcpServers, "Event": event,
+    "Share": share, "ReadinessCheck": readinessCheck, "Limit": limit, "KeyUsage": keyUsage, "McpServers": mcpServers,
+    "Event": event,
   ].merging(eventTypes) { first, _ in first }
 
   // MARK: Problems
@@ -20,10 +21,18 @@ enum Schemas {
       .required("detail", .string("A sentence for people, which names the field or thing that it is about.")),
       .required("code", .choice(ProblemCode.self, "A name for programs; it doesn't change.")),
       .optional("retry_after", .integer("As the header field `Retry-After`.", in: 0...Int64.max)),
+      .optional("checks", .array(.reference("ReadinessCheck"), "What was looked at, with `not_ready`.")),
       .optional("approval", .reference("Approval", "What was decided, with `approval_resolved`.")),
       .optional("limit", .reference("Limit", "The limit of a key that was reached.")),
       .optional("turn_id", .uuid("The turn that was accepted all the same, with `shutting_down`.")),
       .optional("instance", .string("Names the request; nginx's own problems have it.")),
+    ])
+
+  static let readinessCheck = Schema.object(
+    "A look at what the server needs for its work.",
+    [
+      .required("name", .string()), .required("ok", .boolean()),
+      .optional("detail", .string("What is wrong, if something is.")),
     ])
 
   // MARK: Sessions

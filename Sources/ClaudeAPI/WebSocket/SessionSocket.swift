@@ -1,5 +1,6 @@
 import HTTPTypes
 import Hummingbird
+import HummingbirdFastCGI
 import JSONSupport
 import Logging
 import NIOCore
@@ -139,8 +140,8 @@ final class SessionSocket: Sendable {
 
   /// 4000 and the status of HTTP, or 1011 for what is the server's fault.
   private static func close(for problem: Problem) -> WebSocketClose {
-    problem.status.code >= 500
-      ? WebSocketClose(1011, problem.code.rawValue) : WebSocketClose(UInt16(4000 + problem.status.code), problem.code.rawValue)
+    let number = problem.status.code >= 500 ? 1011 : UInt16(4000 + problem.status.code)
+    return WebSocketClose(number, problem.code.rawValue)
   }
 
   // MARK: Events
