@@ -155,8 +155,20 @@ struct Settings {
   }
 
   func list(_ setting: Setting) throws -> [String]? {
-    guard let found = try find(setting, .string), case .string(let text) = found.content else { return nil }
-    return text.split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+    let found: (content: ConfigContent, source: String)?
+    do {
+      found = try find(setting, .string)
+    } catch {
+      // A flag's value with commas, or an array of the file, is several texts.
+      found = try find(setting, .stringArray)
+    }
+    let texts: [String]
+    switch found?.content {
+    case .string(let text): texts = text.split(separator: ",").map(String.init)
+    case .stringArray(let several): texts = several
+    default: return nil
+    }
+    return texts.map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
   }
 
   private func find(_ setting: Setting, _ type: ConfigType) throws -> (content: ConfigContent, source: String)? {
