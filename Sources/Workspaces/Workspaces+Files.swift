@@ -247,7 +247,18 @@ extension Workspaces {
     }
   }
 
-  /// Whether the workspace holds more than it may.
+  /// What the session's configuration directory holds, in which its agent can write as well.
+  public func configurationUsage(of session: UUID) async throws -> WorkspaceUsage {
+    try await Self.runLong { [self] in
+      let directory = try Descriptor(
+        Self.name(session).withCString {
+          clinux_open_beneath(configurationDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0)
+        }, "open a configuration directory")
+      return try count(directory.raw)
+    }
+  }
+
+  /// Whether the workspace, or the configuration directory, holds more than it may.
   public func excess(of usage: WorkspaceUsage) -> FileError? {
     if usage.bytes > limits.bytes { return .quotaExceeded(.bytes, limit: limits.bytes) }
     if usage.entries > limits.entries { return .quotaExceeded(.entries, limit: limits.entries) }
@@ -255,14 +266,18 @@ extension Workspaces {
   }
 
   func countUsage(of session: UUID, _ workspace: CInt) throws(FileError) -> WorkspaceUsage {
-    var entries: UInt64 = 0
-    var bytes: UInt64 = 0
-    guard clinux_tree_usage(workspace, UInt64(clamping: limits.entries), &entries, &bytes) == 0 else {
-      throw FileError("count usage")
-    }
-    let usage = WorkspaceUsage(bytes: Int64(clamping: bytes), entries: Int64(clamping: entries))
+    let usage = try count(workspace)
     usageCache.set(session, usage)
     return usage
+  }
+
+  private func count(_ directory: CInt) throws(FileError) -> WorkspaceUsage {
+    var entries: UInt64 = 0
+    var bytes: UInt64 = 0
+    guard clinux_tree_usage(directory, UInt64(clamping: limits.entries), &entries, &bytes) == 0 else {
+      throw FileError("count usage")
+    }
+    return WorkspaceUsage(bytes: Int64(clamping: bytes), entries: Int64(clamping: entries))
   }
 
   func checkUpload(_ size: Int64, of session: UUID, _ workspace: CInt) throws(FileError) {

@@ -16,13 +16,11 @@ private final class GreedyRunner: TurnRunner {
   func run(
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
   ) async throws(TurnRunFailure) -> TurnResult {
-    if request.turn.prompt == "fill" {
-      let isMade = FileManager.default.createFile(
-        atPath: request.session.workspace + "/filled", contents: Data(repeating: 1, count: 2_000_000))
-      #expect(isMade)
-    } else {
-      return TurnResult(text: "done")
-    }
+    guard request.turn.prompt != "talk" else { return TurnResult(text: "done") }
+    let place = request.turn.prompt == "workspace" ? request.session.workspace : request.configurationDirectory
+    let isMade = FileManager.default.createFile(
+      atPath: place + "/filled", contents: Data(repeating: 1, count: 2_000_000))
+    #expect(isMade)
     for await _ in stream {}
     throw TurnRunFailure(
       TurnFailure(code: "interrupted", detail: "Interrupted."), isInterruption: true, partialText: "so far")
@@ -34,7 +32,8 @@ private final class GreedyRunner: TurnRunner {
 }
 
 @Suite struct QuotaRunnerTests {
-  @Test func aTurnThatFillsTheDiskIsStopped() async throws {
+  @Test(arguments: ["workspace", "home directory"])
+  func aTurnThatFillsTheDiskIsStopped(_ place: String) async throws {
     try await withTemporaryDirectory { directory in
       var limits = WorkspaceLimits()
       limits.bytes = 1_000_000
@@ -49,14 +48,15 @@ private final class GreedyRunner: TurnRunner {
           session: real,
           turn: Turn(
             id: UUID(), sessionID: real.id, number: 1, prompt: prompt, state: .running, createdAt: .now()),
-          configurationDirectory: "")
+          configurationDirectory: workspaces.configurationPath(of: session.id))
       }
       let result = try await runner.run(request("talk")) { _ in }
       #expect(result.text == "done")
       let failure = try await #require(throws: TurnRunFailure.self) {
-        _ = try await runner.run(request("fill")) { _ in }
+        _ = try await runner.run(request(place)) { _ in }
       }
       #expect(failure.failure.code == "quota_exceeded" && failure.failure.status == 507)
+      #expect(failure.failure.detail.contains(place))
       #expect(failure.partialText == "so far" && !failure.isInterruption)
     }
   }

@@ -8,13 +8,13 @@ public import Workspaces
   public import Foundation
 #endif
 
-/// Runs turns by another runner and stops one whose session's workspace holds more than it may.
+/// Runs turns by another runner and stops one whose session's workspace, or home directory, holds more than it may.
 ///
-/// The workspace is counted while a turn runs, with pauses that are at least ten times as long as the counting.
+/// Both are counted while a turn runs, with pauses that are at least ten times as long as the counting.
 public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
   /// What was found while a turn ran.
   private final class Finding: Sendable {
-    let excess = Mutex<FileError?>(nil)
+    let excess = Mutex<(place: String, error: FileError)?>(nil)
   }
 
   private let base: Base
@@ -56,7 +56,7 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
       }
       return try result.get()
     }
-    var failure = TurnRunFailure(Self.failure(excess))
+    var failure = TurnRunFailure(Self.failure(excess.error, in: excess.place))
     switch result {
     case .success(let turn):
       failure.partialText = turn.text
@@ -86,9 +86,11 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
       do {
         try await Task.sleep(for: pause)
         let start = ContinuousClock.now
-        let usage = try await workspaces.usage(of: id)
-        if let error = workspaces.excess(of: usage) {
-          finding.excess.withLock { $0 = error }
+        let workspace = try await workspaces.usage(of: id)
+        let home = try await workspaces.configurationUsage(of: id)
+        for (place, usage) in [("workspace", workspace), ("agent's home directory", home)] {
+          guard let error = workspaces.excess(of: usage) else { continue }
+          finding.excess.withLock { $0 = (place, error) }
           return await base.interrupt(id)
         }
         pause = max(interval, (ContinuousClock.now - start) * 10)
@@ -101,7 +103,7 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
     }
   }
 
-  private static func failure(_ excess: FileError) -> TurnFailure {
+  private static func failure(_ excess: FileError, in place: String) -> TurnFailure {
     let what =
       if case .quotaExceeded(.entries, let limit) = excess {
         "more than \(limit) files and folders"
@@ -111,7 +113,7 @@ public struct QuotaRunner<Base: TurnRunner>: TurnRunner {
         "too much"
       }
     return TurnFailure(
-      code: "quota_exceeded", detail: "The turn was stopped: the workspace holds \(what). Delete files to go on.",
+      code: "quota_exceeded", detail: "The turn was stopped: the \(place) holds \(what). Delete files to go on.",
       status: 507)
   }
 }
