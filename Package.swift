@@ -86,7 +86,7 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
-    .target(name: "Sandbox", dependencies: ["ClaudeRunner"], swiftSettings: swiftSettings),
+    .target(name: "Sandbox", dependencies: ["CLinux", "ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
@@ -173,7 +173,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["claude-api-server", "TestSupport"], swiftSettings: swiftSettings),
+      name: "ServerTests", dependencies: ["ClaudeRunner", "Sandbox", "TestSupport", "claude-api-server"],
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
       dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
