@@ -49,7 +49,10 @@ ensure_packages() {
 
 # The packages that building and running need, for ensure_packages.
 # shellcheck disable=SC2034 # used by the scripts that read this file
-needed_packages=(bubblewrap curl libarchive-dev libfcgi-dev libsqlite3-dev nginx pkg-config util-linux)
+needed_packages=(
+  bubblewrap ca-certificates curl libarchive-dev libfcgi-dev libnginx-mod-http-js libsqlite3-dev nginx pkg-config
+  util-linux
+)
 
 # ensure_swift: a Swift that can build the package is on PATH.
 ensure_swift() {

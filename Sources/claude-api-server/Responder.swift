@@ -32,10 +32,15 @@ struct Responder {
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
     try Workspaces.makeDirectories(
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    let gateway = gateway
+    try Workspaces.makeDirectories(gateway.socketDirectory)
+    try Workspaces.makeDirectories(gateway.tokenDirectory)
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    let sandbox = try await Sandboxing(configuration, logger).sandbox()
     var runnerConfiguration = runnerConfiguration
-    runnerConfiguration.sandbox = try await Sandboxing(configuration, logger).sandbox()
+    runnerConfiguration.sandbox = sandbox
+    runnerConfiguration.gateway = gateway
     let runner = ClaudeRunner(configuration: runnerConfiguration, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
@@ -58,14 +63,18 @@ struct Responder {
       onListening: {
         // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
+        try gateway.prepare()
         try await workspaces.removeLeftovers()
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(
             "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
+          if sandbox == nil || configuration.sandbox.network == .open {
+            logger.warning("That includes the agents, who reach this machine's network and so all sessions")
+          }
         }
-        examination.withLock { $0 = Task { await report(runner) } }
+        examination.withLock { $0 = Task { await report(runner, gateway) } }
         logger.info(
           "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
       })
@@ -82,12 +91,13 @@ struct Responder {
     examination.withLock { $0?.cancel() }
     await service.shutdown()
     await runner.shutdown(grace: .seconds(5))
+    sandbox?.close()
     await store.close()
     logger.info("Stopped")
   }
 
   /// Says at start what would otherwise be found out by the first message.
-  private func report(_ runner: ClaudeRunner) async {
+  private func report(_ runner: ClaudeRunner, _ gateway: ModelGateway) async {
     do throws(ClaudeFailure) {
       let probe = try await runner.probe()
       logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
@@ -97,20 +107,27 @@ struct Responder {
         "The CLI can't be used; messages will fail until this is put right",
         metadata: ["code": "\(error.code.rawValue)", "reason": "\(error.message)"])
     }
+    // nginx may start after the responder.
+    for _ in 0..<20 where !gateway.isListening {
+      do { try await Task.sleep(for: .milliseconds(500)) } catch { return }
+    }
+    if !gateway.isListening {
+      logger.warning(
+        "Nothing listens on the model's socket; messages will fail until nginx serves it",
+        metadata: ["socket": "\(gateway.socket)"])
+    }
+  }
+
+  private var gateway: ModelGateway {
+    ModelGateway(
+      socket: configuration.modelSocket, tokenDirectory: configuration.modelTokenDirectory,
+      host: configuration.modelHost)
   }
 
   private var runnerConfiguration: ClaudeRunnerConfiguration {
     var runner = ClaudeRunnerConfiguration(instance: configuration.stateDirectory)
     if let path = configuration.claudePath { runner.executable = path }
-    let environment = ProcessInfo.processInfo.environment
-    if let path = environment["PATH"] { runner.searchPath = path }
-    if let url = configuration.demoModelURL {
-      runner.credentials = ClaudeCredentials(apiKey: "demo", baseURL: url)
-    } else {
-      runner.credentials = ClaudeCredentials(
-        apiKey: environment["ANTHROPIC_API_KEY"], authToken: environment["ANTHROPIC_AUTH_TOKEN"],
-        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"], baseURL: environment["ANTHROPIC_BASE_URL"])
-    }
+    if let path = ProcessInfo.processInfo.environment["PATH"] { runner.searchPath = path }
     if let count = configuration.maximumProcesses { runner.maximumProcesses = count }
     runner.maximumStarting = configuration.maximumStarting
     runner.idleTimeout = configuration.idleTimeout
@@ -130,8 +147,7 @@ struct Responder {
 
   private var model: APIConfiguration.Model {
     if configuration.demoModelURL != nil { return .demo }
-    let url = ProcessInfo.processInfo.environment["ANTHROPIC_BASE_URL"].flatMap { URL(string: $0) }
-    return .configured(host: url?.host())
+    return .configured(host: configuration.modelURL == nil ? nil : configuration.modelHost)
   }
 
   private var transportConfiguration: FastCGIServerConfiguration {

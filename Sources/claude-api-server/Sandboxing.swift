@@ -17,8 +17,11 @@ struct Sandboxing {
 
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
-  func sandbox() async throws(SandboxError) -> (any ClaudeSandbox)? {
+  func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
     guard settings.mode != .off else {
+      guard settings.network != .modelOnly else {
+        throw SandboxError("sandbox.network=model-only needs the sandbox, which is off.")
+      }
       logger.warning("The sandbox is off: agents can do all that this server's user can, to all sessions")
       return nil
     }
@@ -29,23 +32,39 @@ struct Sandboxing {
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = settings.controlGroups
+    configuration.network = settings.network ?? .modelOnly
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)
-      logger.info("The sandbox works", metadata: ["control_groups": "\(sandbox.hasControlGroups)"])
-      if geteuid() == 0 && !sandbox.hasControlGroups {
-        logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
-      }
-      if settings.maximumProcessors != nil && !sandbox.hasControlGroups {
-        logger.warning("sandbox.max-processors has no effect without control groups")
-      }
+      report(sandbox, configuration.network)
       return sandbox
     } catch {
-      // Settings that only a sandbox has are a wish for one, and may be what is wrong.
-      guard settings.mode == .auto, settings.controlGroups.isEmpty, settings.readOnlyPaths.isEmpty else { throw error }
+      guard settings.mode == .auto, !isAskedFor else { throw error }
       logger.warning(
         "There is no sandbox: agents can do all that this server's user can, to all sessions",
         metadata: ["reason": "\(error)"])
       return nil
+    }
+  }
+
+  /// Settings that only a sandbox has are a wish for one, and may be what is wrong.
+  private var isAskedFor: Bool {
+    if case .directories = settings.controlGroups { return true }
+    return !settings.readOnlyPaths.isEmpty || settings.network == .modelOnly
+  }
+
+  private func report(_ sandbox: BubblewrapSandbox, _ network: ClaudeNetwork) {
+    logger.info(
+      "The sandbox works",
+      metadata: [
+        "network": "\(network.rawValue)", "bounds_memory": "\(sandbox.boundsMemory)",
+        "bounds_processes": "\(sandbox.boundsProcesses || geteuid() != 0)",
+        "bounds_processors": "\(sandbox.boundsProcessors)",
+      ])
+    if geteuid() == 0 && !sandbox.boundsProcesses {
+      logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
+    }
+    if settings.maximumProcessors != nil && !sandbox.boundsProcessors {
+      logger.warning("sandbox.max-processors has no effect without control groups")
     }
   }
 }

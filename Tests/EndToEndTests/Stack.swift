@@ -6,7 +6,7 @@ import NIOFoundationCompat
 import NIOHTTP1
 import TestSupport
 
-/// The whole system in a directory of its own: demo model, responder, nginx.
+/// The whole system in a directory of its own: demo model, responder, nginx, through which the CLI reaches the model.
 final class Stack: Sendable {
   /// Which CLI the responder runs.
   enum CLI: Sendable {
@@ -21,6 +21,8 @@ final class Stack: Sendable {
   let directory: String
   let nginx: Nginx
   let modelURL: String
+  /// The credential, which nobody but nginx and the model should ever see.
+  static let modelKey = "sk-test-\(UUID().uuidString)"
   private let cli: CLI
   private let settings: [String: String]
   private let responderBox = ResponderBox()
@@ -57,7 +59,16 @@ final class Stack: Sendable {
         [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
       ) { model in
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
-        return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
+        for name in ["s", "m"] {
+          try FileManager.default.createDirectory(atPath: "\(directory)/\(name)", withIntermediateDirectories: true)
+        }
+        let gateway = [
+          "--model-socket", directory + "/m/api.sock", "--model-tokens", directory + "/state/run/model-tokens",
+        ]
+        return try await Nginx.with(
+          in: directory, socket: directory + "/s/r.sock", options: gateway + nginxOptions,
+          environment: ["ANTHROPIC_API_KEY": modelKey, "ANTHROPIC_BASE_URL": modelURL]
+        ) { nginx in
           let stack = Stack(directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings)
           do {
             try await stack.startResponder()
@@ -129,6 +140,7 @@ final class Stack: Sendable {
     flags["workspace-root"] = workspaceRoot
     flags["socket-path"] = directory + "/s/r.sock"
     flags["demo-model-url"] = modelURL
+    flags["model-socket"] = directory + "/m/api.sock"
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")
@@ -136,11 +148,7 @@ final class Stack: Sendable {
       }
     let child = try ChildProcess(
       [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" },
-      environment: [
-        "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil,
-        "ANTHROPIC_BASE_URL": nil,
-      ],
-      output: directory + "/responder.log")
+      environment: Nginx.withoutCredentials, output: directory + "/responder.log")
     await responderBox.set(child)
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
