@@ -154,8 +154,8 @@ let package = Package(
     .testTarget(
       name: "FilesTests",
       dependencies: [
-        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "Sessions", "TestSupport", "Workspaces",
-        hummingbird, logging, serviceLifecycle,
+        "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
+        "Workspaces", hummingbird, logging, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(
@@ -173,7 +173,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["ClaudeRunner", "Sandbox", "TestSupport", "claude-api-server"],
+      name: "ServerTests",
+      dependencies: ["ClaudeRunner", "Sandbox", "TestSupport", "Workspaces", "claude-api-server"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
@@ -190,6 +191,8 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
-    .testTarget(name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      swiftSettings: swiftSettings),
   ]
 )

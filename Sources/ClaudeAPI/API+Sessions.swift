@@ -24,7 +24,7 @@ extension API {
 
   private func createSession(_ request: Request, _ context: Context) async throws -> Response {
     let (fields, archive) = try await sessionFields(
-      request, context, known: ["initial_prompt", "session_name"] + Self.optionFields)
+      request, context, known: ["git", "initial_prompt", "session_name"] + Self.optionFields)
     // An empty text is none, as it always was for these two.
     let name = try Self.sessionName(fields)
     let prompt = try fields.string("initial_prompt").flatMap { $0.isEmpty ? nil : $0 }
@@ -34,25 +34,25 @@ extension API {
       throw Problem(
         .badRequest, "invalid_idempotency_key", "A session with an archive can't be made with an Idempotency-Key.")
     }
-    // The agent sees its workspace only when the files of the archive are in it.
-    let created = try await service.create(
-      NewSession(
-        name: name, initialPrompt: archive == nil ? prompt : nil, owner: Principal.current?.keyID,
-        options: try Self.sessionOptions(fields),
-        metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim))
+    let repository = try Self.repository(fields)
+    guard repository == nil || archive == nil else {
+      throw fields.invalid("git", "can't be given together with an archive")
+    }
+    let new = NewSession(
+      name: name, initialPrompt: prompt, owner: Principal.current?.keyID, options: try Self.sessionOptions(fields),
+      metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim)
+    let created: CreatedSession
+    if let files, let archive {
+      created = try await service.create(new) { try await files.workspaces.install(archive, at: .root, of: $0) }
+    } else if let repository {
+      guard let files else { throw Problem(GitError.notAllowed) }
+      created = try await service.create(new) { try await files.bringIn(repository, for: $0) }
+    } else {
+      created = try await service.create(new)
+    }
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
     var outcome: Turn?
-    var firstTurn = created.turn
-    if let archive, let files {
-      do {
-        try await files.workspaces.install(archive, at: .root, of: created.session.id)
-        if let prompt { firstTurn = try await service.accept(prompt, for: created.session.id).turn }
-      } catch {
-        try await service.delete(created.session.id)
-        throw error
-      }
-    }
-    if let turn = firstTurn {
+    if let turn = created.turn {
       outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
     }
     // With the time of its last use as it is now.
@@ -85,7 +85,7 @@ extension API {
   /// The fields of a session that is to be made: JSON, or a form that may bring an archive.
   private func sessionFields(
     _ request: Request, _ context: Context, known: [String]
-  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?) {
+  ) async throws -> (fields: BodyFields, archive: StagedTree?) {
     let limit = configuration.maximumBodyBytes
     if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
     var request = request

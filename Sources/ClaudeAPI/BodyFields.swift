@@ -8,6 +8,8 @@ import NIOCore
 struct BodyFields {
   private let members: [String: JSONValue]
   private let known: [String]
+  /// Comes before the names of members in what is said of them.
+  private let prefix: String
 
   /// Reads the body of a request, which must be a JSON object with no members but those in `known`.
   ///
@@ -49,14 +51,15 @@ struct BodyFields {
     try self.init(members, known: known)
   }
 
-  /// Fields that came in another form than JSON.
-  init(_ members: [String: JSONValue], known: [String]) throws(Problem) {
+  /// Fields that came in another form than JSON, or those inside of one.
+  init(_ members: [String: JSONValue], known: [String], inside outer: String? = nil) throws(Problem) {
     self.members = members
     self.known = known
+    prefix = outer.map { $0 + "." } ?? ""
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {
       throw Problem(
         .unprocessableContent, "unknown_field",
-        "There is no field \(Self.quoted(unknown)) here; the fields are \(known.joined(separator: ", ")).")
+        "There is no field \(Self.quoted(prefix + unknown)) here; the fields are \(known.joined(separator: ", ")).")
     }
   }
 
@@ -109,7 +112,7 @@ struct BodyFields {
     }
   }
 
-  func invalid(_ name: String, _ what: String) -> Problem { Self.invalid(name, what) }
+  func invalid(_ name: String, _ what: String) -> Problem { Self.invalid(prefix + name, what) }
 
   static func invalid(_ name: String, _ what: String) -> Problem {
     Problem(.unprocessableContent, "invalid_field", "The field \(quoted(name)) \(what).")

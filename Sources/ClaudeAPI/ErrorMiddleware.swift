@@ -19,7 +19,10 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
         context.logger.error(
           "A request failed", metadata: ["code": "\(problem.code)", "error": "\(logged(error))"])
       }
-      return problem.response
+      guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
+      // A folder of the session, if there is such a session.
+      let session = problem.code == "session_not_found" ? nil : API.uuid("session_id", context)
+      return ProblemPage(problem: problem, folder: session.map { "/sessions/\($0.lowercaseString)/files/" }).response
     }
   }
 
@@ -33,6 +36,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
     case let error as RelativePath.Malformation: return Problem(error)
     case let error as UploadError: return Problem(error)
     case let error as ShareError: return Problem(error)
+    case let error as GitError: return Problem(error)
     case MultipartError.malformed:
       return Problem(.badRequest, "invalid_form", "The body is not whole multipart/form-data.")
     case MultipartError.tooManyParts:

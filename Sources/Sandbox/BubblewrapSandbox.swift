@@ -29,13 +29,13 @@ public struct BubblewrapSandbox: ClaudeSandbox {
   public var boundsProcesses: Bool { groups?.bounds(.processes) ?? false }
   public var boundsProcessors: Bool { groups?.bounds(.processors) ?? false }
 
-  private let configuration: SandboxConfiguration
-  private let bubblewrap: String
-  private let systemArguments: [String]
+  let configuration: SandboxConfiguration
+  let bubblewrap: String
+  let systemArguments: [String]
   private let groups: ControlGroups?
 
-  private var passwords: String { configuration.supportDirectory + "/passwd" }
-  private var groupNames: String { configuration.supportDirectory + "/group" }
+  var passwords: String { configuration.supportDirectory + "/passwd" }
+  var groupNames: String { configuration.supportDirectory + "/group" }
 
   /// Makes the sandbox and tries it.
   ///
@@ -133,7 +133,7 @@ public struct BubblewrapSandbox: ClaudeSandbox {
   }
 
   /// Inside of the namespaces, so that the processes of this sandbox alone are counted.
-  private var limits: [String] {
+  var limits: [String] {
     var limits = [Self.limiter, "--core=0", "--nproc=\(configuration.maximumProcesses)"]
     // Not the address space: the CLI's engine reserves far more of it than it uses.
     if !boundsMemory { limits.append("--data=\(configuration.maximumMemory)") }

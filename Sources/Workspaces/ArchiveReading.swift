@@ -1,50 +1,6 @@
 import CArchive
 import CLinux
 import Glibc
-import NIOConcurrencyHelpers
-import NIOPosix
-import Synchronization
-
-#if canImport(FoundationEssentials)
-  public import FoundationEssentials
-#else
-  public import Foundation
-#endif
-
-/// An archive that was unpacked in the staging directory. It can be installed once, and is removed when nobody holds
-/// it any more.
-public final class UnpackedArchive: Sendable {
-  /// What it holds.
-  public let usage: WorkspaceUsage
-  fileprivate let name: String
-  /// Also keeps the staging directory open.
-  private let workspaces: Workspaces
-  private let isRemoved = Mutex(false)
-
-  fileprivate init(name: String, usage: WorkspaceUsage, _ workspaces: Workspaces) {
-    self.name = name
-    self.usage = usage
-    self.workspaces = workspaces
-  }
-
-  /// Blocks while the tree is removed.
-  fileprivate func remove() {
-    guard
-      !isRemoved.withLock({ was in
-        defer { was = true }
-        return was
-      })
-    else { return }
-    _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
-  }
-
-  deinit {
-    guard !isRemoved.withLock({ $0 }) else { return }
-    Workspaces.longThreads.submit { [workspaces, name] _ in
-      _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
-    }
-  }
-}
 
 extension Workspaces {
   /// Unpacks a tar archive (plain, or packed by gzip, bzip2, xz or zstd) or a zip archive beside the workspaces.
@@ -53,7 +9,7 @@ extension Workspaces {
   /// leads out, or if there is more than a workspace may hold.
   ///
   /// - Throws: ``FileError``
-  public func unpack(_ body: BodyFile, part: Range<Int64>? = nil) async throws -> UnpackedArchive {
+  public func unpack(_ body: BodyFile, part: Range<Int64>? = nil) async throws -> StagedTree {
     try await Self.runLong { [self] in
       let name = StagedFile.newName()
       guard mkdirat(stagingDescriptor, name, 0o700) == 0 else { throw FileError("mkdir") }
@@ -71,41 +27,11 @@ extension Workspaces {
         } else {
           usage = try ArchiveUnpacker(into: directory.raw, limits).unpack(source.raw)
         }
-        return UnpackedArchive(name: name, usage: usage, self)
+        return StagedTree(name: name, usage: usage, self)
       } catch {
         _ = clinux_remove_tree(stagingDescriptor, name)
         throw error
       }
-    }
-  }
-
-  /// Moves the content of an unpacked archive into a folder, which is made if it doesn't exist. If an entry of the
-  /// archive's top exists there already, nothing is changed.
-  ///
-  /// - Throws: ``FileError``
-  public func install(_ archive: UnpackedArchive, at path: RelativePath, of session: UUID) async throws {
-    try await Self.runLong { [self] in
-      defer { archive.remove() }
-      let workspace = try workspace(session)
-      try checkRoom(bytes: archive.usage.bytes, entries: archive.usage.entries, of: session, workspace.raw)
-      let source = try Descriptor(
-        openat(stagingDescriptor, archive.name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "openat")
-      let target = try Beneath(directory: workspace.raw).makingDirectory(path)
-      let names = try readNames(of: source.raw, after: nil, limit: .max).names
-      let lock = locks[session]
-      lock.lock()
-      defer { lock.unlock() }
-      for (index, entry) in names.enumerated() {
-        let result = withSystemName(entry.name[...]) { clinux_rename(source.raw, $0, target.raw, $0, 0) }
-        guard result == 0 else {
-          let error = FileError("rename")
-          for moved in names[..<index] {
-            _ = withSystemName(moved.name[...]) { clinux_rename(target.raw, $0, source.raw, $0, 0) }
-          }
-          throw error
-        }
-      }
-      usageCache.forget(session)
     }
   }
 }

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 /// Why an operation on a file of a workspace was not carried out. Nothing was changed then, unless it says so.
@@ -64,6 +65,21 @@ public struct WorkspaceLimits: Sendable, Equatable {
   public var uploadBytes: Int64 = 4 << 30
 
   public init() {}
+
+  func excess(of usage: WorkspaceUsage) -> FileError? {
+    if usage.bytes > bytes { return .quotaExceeded(.bytes, limit: bytes) }
+    if usage.entries > entries { return .quotaExceeded(.entries, limit: entries) }
+    return nil
+  }
+
+  /// Counts what is below a directory, not much further than its limit.
+  func count(_ directory: CInt) throws(FileError) -> WorkspaceUsage {
+    var counted = clinux_tree_usage()
+    guard clinux_tree_walk(directory, UInt64(clamping: entries), nil, &counted) == 0 else {
+      throw FileError("count usage")
+    }
+    return WorkspaceUsage(bytes: Int64(clamping: counted.bytes), entries: Int64(clamping: counted.entries))
+  }
 }
 
 /// What a workspace holds.

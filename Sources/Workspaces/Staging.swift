@@ -49,13 +49,23 @@ struct StagedFile: ~Copyable {
   /// Becomes a small file.
   func write(_ content: Data) throws(FileError) {
     let file = try create()
-    guard content.withUnsafeBytes({ Glibc.write(file.raw, $0.baseAddress, $0.count) }) == content.count else {
-      throw FileError("write")
+    var rest = content[...]
+    while !rest.isEmpty {
+      // A disk that is about to be full takes a part, and says so at the next one.
+      let count = rest.withUnsafeBytes { Glibc.write(file.raw, $0.baseAddress, $0.count) }
+      guard count > 0 || errno == EINTR else { throw FileError("write") }
+      rest = rest.dropFirst(max(count, 0))
     }
   }
 
   func setMode(_ mode: UInt32) throws(FileError) {
     guard fchmodat(directory, name, mode, 0) == 0 else { throw FileError("chmod") }
+  }
+
+  /// - Parameter time: seconds since 1970.
+  func setModificationTime(_ time: Int64) throws(FileError) {
+    let times = [timespec(tv_sec: time_t(time), tv_nsec: 0), timespec(tv_sec: time_t(time), tv_nsec: 0)]
+    guard utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW) == 0 else { throw FileError("utimens") }
   }
 
   func status() throws(FileError) -> FileStatus { try FileStatus(of: Array(name.utf8)[...], in: directory) }

@@ -47,25 +47,33 @@ enum Uploads {
 extension Workspaces {
   /// Begins an upload. One without bytes is complete at once.
   ///
+  /// - Returns: with the upload also the file, if it has appeared.
   /// - Throws: ``UploadError`` or ``FileError``
   public func createUpload(
     length: Int64, to path: RelativePath, metadata: String?, lifetime: Duration, of session: UUID
-  ) async throws -> Upload {
+  ) async throws -> (upload: Upload, file: FileChange?) {
     guard !path.isRoot else { throw FileError.isADirectory }
     return try await Self.runLong { [self] in
       let workspace = try workspace(session)
-      try checkUpload(length, of: session, workspace.raw)
+      guard length <= limits.uploadBytes else { throw FileError.uploadTooLarge(limit: limits.uploadBytes) }
       if try existing(path, workspace.raw)?.kind == .directory { throw FileError.isADirectory }
       let directory = try uploadDirectory(session, isMade: true)
-      try removeExpired(in: directory.raw)
+      // What others have announced is as good as there.
+      let announced = try removeExpired(in: directory.raw)
+      try checkRoom(bytes: announced + length, entries: 1, of: session, workspace.raw)
       let upload = Upload(
         id: UUID(), target: path.bytes, length: length, metadata: metadata, expires: Self.expiry(lifetime))
-      try save(upload, in: directory.raw)
       let name = Uploads.fileName(upload.id)
-      let file = try Descriptor(
-        openat(directory.raw, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600), "create")
-      if length == 0 { try complete(upload, directory.raw, file.raw, session, workspace.raw) }
-      return upload
+      do {
+        let file = try Descriptor(
+          openat(directory.raw, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600), "create")
+        try save(upload, in: directory.raw)
+        guard length == 0 else { return (upload, nil) }
+        return (upload, try complete(upload, file.raw, directory.raw, session, workspace.raw))
+      } catch {
+        remove(upload.id, in: directory.raw)
+        throw error
+      }
     }
   }
 
@@ -82,10 +90,11 @@ extension Workspaces {
 
   /// Adds a part at the end. With the last one the file appears in the workspace.
   ///
+  /// - Returns: with the upload and its bytes also the file, if it has appeared.
   /// - Throws: ``UploadError`` or ``FileError``; the upload is as it was before then.
   public func append(
     _ body: BodyFile, at offset: Int64, digests: [ExpectedDigest], to id: UUID, of session: UUID, lifetime: Duration
-  ) async throws -> (upload: Upload, offset: Int64) {
+  ) async throws -> (upload: Upload, offset: Int64, file: FileChange?) {
     try await Self.runLong { [self] in
       let directory = try uploadDirectory(session, isMade: false)
       var upload = try load(id, in: directory.raw)
@@ -99,20 +108,19 @@ extension Workspaces {
       guard size <= upload.length - current else { throw UploadError.tooLong }
       try Digests.verify(digests, source.raw)
       guard lseek(file.raw, off_t(current), SEEK_SET) >= 0 else { throw FileError("lseek") }
-      do throws(FileError) {
+      do {
         try copyRange(source.raw, 0..<size, to: file.raw)
+        upload.expires = Self.expiry(lifetime)
+        guard current + size == upload.length else {
+          try save(upload, in: directory.raw)
+          return (upload, current + size, nil)
+        }
+        let workspace = try workspace(session)
+        return (upload, upload.length, try complete(upload, file.raw, directory.raw, session, workspace.raw))
       } catch {
         guard ftruncate(file.raw, off_t(current)) == 0 else { throw FileError("truncate") }
         throw error
       }
-      upload.expires = Self.expiry(lifetime)
-      if current + size == upload.length {
-        let workspace = try workspace(session)
-        try complete(upload, directory.raw, file.raw, session, workspace.raw)
-      } else {
-        try save(upload, in: directory.raw)
-      }
-      return (upload, current + size)
     }
   }
 
@@ -123,8 +131,7 @@ extension Workspaces {
     try await run { [self] in
       let directory = try uploadDirectory(session, isMade: false)
       _ = try load(id, in: directory.raw)
-      unlinkat(directory.raw, Uploads.fileName(id), 0)
-      unlinkat(directory.raw, Uploads.infoName(id), 0)
+      remove(id, in: directory.raw)
     }
   }
 
@@ -155,16 +162,23 @@ extension Workspaces {
     }
   }
 
+  /// Moves a whole upload to its place. If that fails, the upload is still there.
   private func complete(
-    _ upload: Upload, _ directory: CInt, _ file: CInt, _ session: UUID, _ workspace: CInt
-  ) throws {
+    _ upload: Upload, _ file: CInt, _ directory: CInt, _ session: UUID, _ workspace: CInt
+  ) throws -> FileChange {
     let path = try RelativePath(upload.target)
-    let name = StagedFile.newName()
-    let moved = Uploads.fileName(upload.id).withCString { clinux_rename(directory, $0, stagingDescriptor, name, 0) }
-    guard moved == 0 else { throw FileError("rename") }
-    unlinkat(directory, Uploads.infoName(upload.id), 0)
-    try checkRoom(bytes: 0, entries: 1, of: session, workspace)
-    _ = try install(StagedFile(existing: name, in: stagingDescriptor), at: path, of: session, workspace)
+    try checkRoom(bytes: upload.length, entries: 1, of: session, workspace)
+    let staged = try StagedFile(in: stagingDescriptor)
+    try staged.take(file, size: upload.length, isEmpty: false)
+    let (isNew, status) = try install(staged, at: path, of: session, workspace)
+    remove(upload.id, in: directory)
+    return FileChange(isNew ? .created : .modified, path, status)
+  }
+
+  /// Removes the files of an upload; its description last, without which the rest would not be found again.
+  private func remove(_ id: UUID, in directory: CInt) {
+    unlinkat(directory, Uploads.fileName(id), 0)
+    unlinkat(directory, Uploads.infoName(id), 0)
   }
 
   private func save(_ upload: Upload, in directory: CInt) throws {
@@ -181,20 +195,21 @@ extension Workspaces {
     return upload
   }
 
-  /// Makes room for another upload.
-  private func removeExpired(in directory: CInt) throws {
+  /// Makes room for another upload. Returns the bytes that the unfinished ones will have.
+  private func removeExpired(in directory: CInt) throws -> Int64 {
     var count = 0
+    var bytes: Int64 = 0
     for entry in try readNames(of: directory, after: nil, limit: 4 * Uploads.maximum).names {
       let name = String(decoding: entry.name, as: UTF8.self)
       guard name.hasSuffix(".json"), let id = UUID(uuidString: String(name.dropLast(5))) else { continue }
       do {
-        _ = try load(id, in: directory)
+        bytes += try load(id, in: directory).length
         count += 1
       } catch UploadError.expired {
-        unlinkat(directory, Uploads.fileName(id), 0)
-        unlinkat(directory, name, 0)
+        remove(id, in: directory)
       }
     }
     guard count < Uploads.maximum else { throw UploadError.tooMany(limit: Uploads.maximum) }
+    return bytes
   }
 }

@@ -136,7 +136,12 @@ extension Workspaces {
     if old?.kind == .directory { throw .isADirectory }
     let mode = old?.kind == .file ? old?.mode ?? 0o644 : 0o644
     try staged.setMode(mode | 0o600)
-    let status = try staged.status()
+    var status = try staged.status()
+    if let old, old.size == status.size, (status.modified...status.modified + 60).contains(old.modified) {
+      // Written in the same second: the tags of two contents must differ.
+      try staged.setModificationTime(old.modified + 1)
+      status = try staged.status()
+    }
     // Without a condition on the old file it is the last one that counts, also if the agent was faster.
     let mayReplace = conditions.noneMatch.map { !$0.isEmpty } ?? true
     let result = withSystemName(path.name) { name in
@@ -147,35 +152,39 @@ extension Workspaces {
     return (old == nil, status)
   }
 
-  /// Makes a directory and those above it. Returns false if it exists already.
+  /// Makes a directory and those above it. Returns nil if it exists already.
   ///
   /// - Throws: ``FileError``
-  public func makeDirectory(_ path: RelativePath, of session: UUID) async throws -> Bool {
+  public func makeDirectory(_ path: RelativePath, of session: UUID) async throws -> FileStatus? {
     try await run { [self] in
       let workspace = try workspace(session)
       if let status = try existing(path, workspace.raw) {
         guard status.kind == .directory else { throw FileError.exists }
-        return false
+        return nil
       }
       try checkRoom(bytes: 0, entries: Int64(path.components.count), of: session, workspace.raw)
-      _ = try Beneath(directory: workspace.raw).makingDirectory(path)
+      let made = try Beneath(directory: workspace.raw).makingDirectory(path)
       usageCache.add(session, bytes: 0, entries: Int64(path.components.count))
-      return true
+      return try made.status()
     }
   }
 
   /// Gives an entry another name. A link is moved itself. Directories above the new name are made.
   ///
   /// - Parameter replaces: whether a file of the new name is replaced.
+  /// - Returns: what was moved.
   /// - Throws: ``FileError``
-  public func move(_ path: RelativePath, to target: RelativePath, of session: UUID, replaces: Bool) async throws {
+  @discardableResult
+  public func move(
+    _ path: RelativePath, to target: RelativePath, of session: UUID, replaces: Bool
+  ) async throws -> FileStatus {
     guard let parentPath = path.parent, let targetParentPath = target.parent else { throw FileError.exists }
     guard !target.isWithin(path) || target == path else { throw FileError.intoItself }
-    try await run { [self] in
+    return try await run { [self] in
       let workspace = try workspace(session)
       let beneath = Beneath(directory: workspace.raw)
       let parent = try beneath.directory(parentPath)
-      _ = try FileStatus(of: path.name, in: parent.raw)
+      let status = try FileStatus(of: path.name, in: parent.raw)
       let targetParent = try beneath.makingDirectory(targetParentPath)
       let lock = locks[session]
       lock.lock()
@@ -184,32 +193,35 @@ extension Workspaces {
         withSystemName(target.name) { clinux_rename(parent.raw, name, targetParent.raw, $0, replaces ? 1 : 0) }
       }
       guard result == 0 else { throw errno == EINVAL ? .intoItself : FileError("rename") }
+      return status
     }
   }
 
   /// Removes an entry; a link itself and not what it leads to.
   ///
   /// - Parameter isRecursive: whether a directory may have content. It vanishes at once with all of it.
+  /// - Returns: what was removed.
   /// - Throws: ``FileError``
+  @discardableResult
   public func delete(
     _ path: RelativePath, of session: UUID, isRecursive: Bool, conditions: WriteConditions = WriteConditions()
-  ) async throws {
+  ) async throws -> FileStatus {
     guard let parentPath = path.parent else { throw FileError.permissionDenied }
-    try await Self.runLong { [self] in
+    return try await Self.runLong { [self] in
       let workspace = try workspace(session)
       let parent = try Beneath(directory: workspace.raw).directory(parentPath)
-      let removed = try removeEntry(path.name, of: parent.raw, session, isRecursive, conditions)
+      let (status, removed) = try removeEntry(path.name, of: parent.raw, session, isRecursive, conditions)
       usageCache.forget(session)
-      guard let removed else { return }
-      guard clinux_remove_tree(stagingDescriptor, removed) == 0 else { throw FileError("remove") }
+      if let removed, clinux_remove_tree(stagingDescriptor, removed) != 0 { throw FileError("remove") }
+      return status
     }
   }
 
-  /// Takes an entry out of its directory. Returns the name in the staging directory under which a tree still has to
-  /// be removed.
+  /// Takes an entry out of its directory. Returns what it was, and the name in the staging directory under which a
+  /// tree still has to be removed.
   private func removeEntry(
     _ name: ArraySlice<UInt8>, of parent: CInt, _ session: UUID, _ isRecursive: Bool, _ conditions: WriteConditions
-  ) throws(FileError) -> String? {
+  ) throws(FileError) -> (status: FileStatus, grave: String?) {
     let lock = locks[session]
     lock.lock()
     defer { lock.unlock() }
@@ -217,14 +229,14 @@ extension Workspaces {
     try conditions.check(status)
     guard status.kind == .directory else {
       guard withSystemName(name, { unlinkat(parent, $0, 0) }) == 0 else { throw FileError("unlink") }
-      return nil
+      return (status, nil)
     }
-    if withSystemName(name, { unlinkat(parent, $0, AT_REMOVEDIR) }) == 0 { return nil }
+    if withSystemName(name, { unlinkat(parent, $0, AT_REMOVEDIR) }) == 0 { return (status, nil) }
     guard isRecursive, errno == ENOTEMPTY else { throw FileError("rmdir") }
     let grave = StagedFile.newName()
     let result = withSystemName(name) { clinux_rename(parent, $0, stagingDescriptor, grave, 0) }
     guard result == 0 else { throw FileError("rename") }
-    return grave
+    return (status, grave)
   }
 
   func existing(_ path: RelativePath, _ workspace: CInt) throws(FileError) -> FileStatus? {
@@ -254,30 +266,17 @@ extension Workspaces {
         Self.name(session).withCString {
           clinux_open_beneath(configurationDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0)
         }, "open a configuration directory")
-      return try count(directory.raw)
+      return try limits.count(directory.raw)
     }
   }
 
-  /// Whether the workspace, or the configuration directory, holds more than it may.
-  public func excess(of usage: WorkspaceUsage) -> FileError? {
-    if usage.bytes > limits.bytes { return .quotaExceeded(.bytes, limit: limits.bytes) }
-    if usage.entries > limits.entries { return .quotaExceeded(.entries, limit: limits.entries) }
-    return nil
-  }
+  /// Whether a workspace, or a configuration directory, holds more than it may.
+  public func excess(of usage: WorkspaceUsage) -> FileError? { limits.excess(of: usage) }
 
   func countUsage(of session: UUID, _ workspace: CInt) throws(FileError) -> WorkspaceUsage {
-    let usage = try count(workspace)
+    let usage = try limits.count(workspace)
     usageCache.set(session, usage)
     return usage
-  }
-
-  private func count(_ directory: CInt) throws(FileError) -> WorkspaceUsage {
-    var entries: UInt64 = 0
-    var bytes: UInt64 = 0
-    guard clinux_tree_usage(directory, UInt64(clamping: limits.entries), &entries, &bytes) == 0 else {
-      throw FileError("count usage")
-    }
-    return WorkspaceUsage(bytes: Int64(clamping: bytes), entries: Int64(clamping: entries))
   }
 
   func checkUpload(_ size: Int64, of session: UUID, _ workspace: CInt) throws(FileError) {

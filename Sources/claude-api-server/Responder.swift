@@ -29,7 +29,8 @@ struct Responder {
 
   func run() async throws {
     let workspaces = try Workspaces(
-      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config")
+      root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
+      limits: configuration.files.limits)
     try Workspaces.makeDirectories(
       URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
     let gateway = gateway
@@ -49,14 +50,14 @@ struct Responder {
     bounds.approvalTimeout = configuration.approvalTimeout
     let service = SessionService(
       store: store, workspaces: workspaces,
-      runner: QuotaRunner(ClaudeTurnRunner(runner: runner, defaults: options), workspaces: workspaces),
+      runner: ClaudeTurnRunner(runner: runner, defaults: options),
       configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
-      files: FilesAPI(service: service, workspaces: workspaces))
+      files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)))
     let server = FastCGIServer(
       responder: api.responder(),
       configuration: transportConfiguration, logger: logger,
@@ -143,6 +144,26 @@ struct Responder {
     api.maximumBodyBytes = configuration.maximumBody
     api.maximumPromptBytes = configuration.maximumPrompt
     return api
+  }
+
+  private func filesConfiguration(_ sandbox: BubblewrapSandbox?) -> FilesConfiguration {
+    var files = FilesConfiguration()
+    files.maximumShareLifetime = configuration.files.shareLifetime
+    files.git.allowedSources = configuration.files.gitSources
+    files.git.timeout = configuration.files.gitTimeout
+    let variables = ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"]
+    files.git.environment = ProcessInfo.processInfo.environment.filter { variables.contains($0.key) }
+    if let sandbox {
+      // Its user's home is /tmp there, where ssh looks for keys and for the hosts that it knows.
+      let keys = NSHomeDirectoryForUser(NSUserName()).map { $0 + "/.ssh" }
+      files.git.sandbox = { command, directory, address in
+        var readable: [(path: String, place: String)] = []
+        if let path = address.localPath { readable.append((path, path)) }
+        if address.scheme == .ssh, let keys { readable.append((keys, "/tmp/.ssh")) }
+        return sandbox.wrap(command, in: directory, readable: readable)
+      }
+    }
+    return files
   }
 
   private var model: APIConfiguration.Model {

@@ -1,4 +1,3 @@
-import ClaudeRunner
 import Glibc
 import Logging
 import Sandbox

@@ -1,6 +1,7 @@
 import ClaudeRunner
 import Foundation
 import Sandbox
+import Workspaces
 
 /// All settings of the responder.
 ///
@@ -29,8 +30,18 @@ struct ServerConfiguration: Sendable {
   var maximumBody: Int
   var maximumPrompt: Int
   var drainTimeout: Duration
+  var files: Files
   var sandbox: Sandbox
   var logLevel: String
+
+  /// What workspaces may hold, and how their files come in and go out.
+  struct Files: Sendable {
+    var limits: WorkspaceLimits
+    /// Zero if nothing may be shared.
+    var shareLifetime: Duration
+    var gitSources: [GitURL]
+    var gitTimeout: Duration
+  }
 
   struct Sandbox: Sendable {
     enum Mode: String, Sendable, CaseIterable {
@@ -116,6 +127,27 @@ struct ServerConfiguration: Sendable {
     static let drainTimeout = Setting(
       key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
       summary: "how long requests may go on after SIGTERM")
+    static let quotaBytes = Setting(
+      key: "quota.max-bytes", kind: .integer(1_048_576...Int.max), defaultText: "10737418240",
+      summary: "bytes on the disk that a session's workspace may take")
+    static let quotaFiles = Setting(
+      key: "quota.max-files", kind: .integer(100...100_000_000), defaultText: "1000000",
+      summary: "files, folders and links that a session's workspace may hold")
+    static let uploadSize = Setting(
+      key: "upload.max-size", kind: .integer(1...Int.max), defaultText: "4294967296",
+      summary: "bytes of one uploaded file; nginx's --max-upload bounds the request")
+    static let shareMode = Setting(
+      key: "share.mode", kind: .choice(["on", "off"]), defaultText: "on",
+      summary: "whether links that work without a key can be made; off also closes those that there are")
+    static let shareLifetime = Setting(
+      key: "share.max-lifetime", kind: .duration(.seconds(1)...(.seconds(86_400 * 3650))), defaultText: "720h",
+      summary: "how long such a link may work")
+    static let gitSources = Setting(
+      key: "git.allowed-sources", kind: .list, defaultText: "none",
+      summary: "addresses below which repositories may be cloned into new sessions, such as https://github.com/example")
+    static let gitTimeout = Setting(
+      key: "git.timeout", kind: .duration(.seconds(1)...(.seconds(86_400))), defaultText: "5m",
+      summary: "how long cloning may take")
     static let sandboxMode = Setting(
       key: "sandbox.mode", kind: .choice(Sandbox.Mode.allCases.map(\.rawValue)), defaultText: "auto",
       summary: "each CLI in a bubblewrap of its own: auto (where it works), required (or no start), off")
@@ -150,7 +182,8 @@ struct ServerConfiguration: Sendable {
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
-      drainTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      drainTimeout, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout, sandboxMode,
+      sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
       sandboxGroups, sandboxNetwork, logLevel,
     ]
   }
@@ -184,6 +217,15 @@ struct ServerConfiguration: Sendable {
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
+    var limits = WorkspaceLimits()
+    if let bytes = try settings.integer(Row.quotaBytes) { limits.bytes = Int64(bytes) }
+    if let entries = try settings.integer(Row.quotaFiles) { limits.entries = Int64(entries) }
+    if let bytes = try settings.integer(Row.uploadSize) { limits.uploadBytes = Int64(bytes) }
+    let longestShare = try settings.duration(Row.shareLifetime) ?? .seconds(86_400 * 30)
+    files = Files(
+      limits: limits, shareLifetime: try settings.text(Row.shareMode) == "off" ? .zero : longestShare,
+      gitSources: try Self.addresses(Row.gitSources, settings),
+      gitTimeout: try settings.duration(Row.gitTimeout) ?? .seconds(300))
     sandbox = Sandbox(
       mode: try settings.text(Row.sandboxMode).flatMap { Sandbox.Mode(rawValue: $0) } ?? .auto,
       maximumProcesses: try settings.integer(Row.sandboxProcesses) ?? 512,
@@ -209,6 +251,16 @@ struct ServerConfiguration: Sendable {
     case ["auto"]: .automatic
     case ["none"], []: .none
     default: .directories(try paths(Row.sandboxGroups, settings))
+    }
+  }
+
+  private static func addresses(_ row: Setting, _ settings: Settings) throws -> [GitURL] {
+    try (settings.list(row) ?? []).map { text in
+      guard let address = GitURL(text) else {
+        throw SettingsError(
+          description: "\(row.key) has \"\(text)\", which is no address such as https://example.org/team.")
+      }
+      return address
     }
   }
 

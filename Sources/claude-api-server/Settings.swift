@@ -154,21 +154,19 @@ struct Settings {
     return value
   }
 
+  /// Texts that are separated by commas; in the file they may also be an array.
   func list(_ setting: Setting) throws -> [String]? {
-    let found: (content: ConfigContent, source: String)?
-    do {
-      found = try find(setting, .string)
-    } catch {
-      // A flag's value with commas, or an array of the file, is several texts.
-      found = try find(setting, .stringArray)
-    }
     let texts: [String]
-    switch found?.content {
-    case .string(let text): texts = text.split(separator: ",").map(String.init)
-    case .stringArray(let several): texts = several
-    default: return nil
+    // A flag with a comma is an array to its provider, and no text.
+    if let found = try? find(setting, .stringArray), case .stringArray(let array) = found.content {
+      texts = array
+    } else if let found = try find(setting, .string), case .string(let text) = found.content {
+      texts = [text]
+    } else {
+      return nil
     }
-    return texts.map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+    return texts.flatMap { $0.split(separator: ",") }.map { $0.trimmingCharacters(in: .whitespaces) }
+      .filter { !$0.isEmpty }
   }
 
   private func find(_ setting: Setting, _ type: ConfigType) throws -> (content: ConfigContent, source: String)? {

@@ -99,13 +99,129 @@ import Workspaces
       mkfifo(server.workspace + "/fifo", 0o600)
       let socket = clinux_listen_unix(server.workspace + "/socket", 1, 0o600)
       defer { close(socket) }
-      for name in ["fifo", "socket"] {
+      var names = ["fifo", "socket", "device"]
+      // A device that everybody may make, and one that is somebody's work to read.
+      try #require(mknod(server.workspace + "/device", S_IFCHR | 0o600, 0) == 0)
+      if mknod(server.workspace + "/zero", S_IFCHR | 0o666, makeDevice(1, 5)) == 0 { names.append("zero") }
+      for name in names {
         #expect(try await server.send("GET", server.base + "/files/" + name).problemCode == "special_file")
+        #expect(try await server.json("POST", server.base + "/shares", #"{"path":"\#(name)"}"#).status == 403)
       }
       let archive = try await server.send("GET", server.base + "/archive")
       #expect(archive.status == 200)
-      #expect(try await server.send("PUT", server.base + "/files/fifo", text: "x").status == 204)
-      #expect(server.read("fifo") == "x")
+      // A write takes the place of such a file and goes nowhere else.
+      for name in names where name != "socket" {
+        #expect(try await server.send("PUT", server.base + "/files/" + name, text: "x").status == 204)
+        #expect(server.read(name) == "x")
+      }
+      #expect(try await server.send("DELETE", server.base + "/files/socket").status == 204)
+    }
+  }
+
+  private func makeDevice(_ major: UInt64, _ minor: UInt64) -> dev_t { dev_t(major << 8 | minor) }
+
+  @Test func aFileThatIsSwappedForALink() async throws {
+    try await withDecoy { server, decoy in
+      let (file, saved, trap) = (server.workspace + "/f", server.workspace + "/saved", server.workspace + "/trap")
+      try server.write("inside", to: "f")
+      symlink(decoy + "/file", trap)
+      let share = try await server.json("POST", server.base + "/shares", #"{"path":"f"}"#)
+      let href = try #require(share.text.firstMatch(of: /"href":"([^"]+)"/)?.1).description
+      let isDone = Mutex(false)
+      let swapper = Task.detached {
+        var rounds = 0
+        while !isDone.withLock({ $0 }) {
+          rename(file, saved)
+          rename(trap, file)
+          rename(file, trap)
+          rename(saved, file)
+          rounds += 1
+          await Task.yield()
+        }
+        return rounds
+      }
+      let served = try await withThrowingTaskGroup(of: Int.self) { tasks in
+        for index in 0..<4 {
+          tasks.addTask {
+            var served = 0
+            for _ in 0..<150 {
+              let target = index == 0 ? href : server.base + "/files/f"
+              let response = try await server.send("GET", target)
+              #expect(!response.text.contains("secret"))
+              #expect(response.status == 200 || response.status == 403 || response.status == 404, "\(response.status)")
+              if response.status == 200 { served += 1 }
+            }
+            return served
+          }
+        }
+        return try await tasks.reduce(0, +)
+      }
+      isDone.withLock { $0 = true }
+      #expect(await swapper.value > 0)
+      #expect(served > 0)
+      // The error log tells of links that nginx met, but not by whose link they were asked for.
+      let token = try #require(href.split(separator: "/").last)
+      for log in ["access.log", "error.log"] {
+        #expect(!text(of: server.nginx.prefix + "/logs/" + log).contains(token))
+      }
+    }
+  }
+
+  @Test func whatTheServerKeepsIsOutOfReach() async throws {
+    try await withDecoy { server, _ in
+      let id = server.session.id.uuidString.lowercased()
+      let state = server.directory + "/state"
+      let transcripts = "\(state)/claude-config/\(id)/projects/x"
+      try FileManager.default.createDirectory(atPath: transcripts, withIntermediateDirectories: true)
+      for file in [state + "/claude-api.sqlite", transcripts + "/t.jsonl", "\(state)/claude-config/\(id)/.credentials"]
+      {
+        try Data("secret".utf8).write(to: URL(fileURLWithPath: file))
+      }
+      symlink(state, server.workspace + "/state")
+      symlink("../../state/claude-config/\(id)", server.workspace + "/config")
+      let made = try await server.json("POST", server.base + "/shares", #"{"path":""}"#)
+      let href = try #require(made.text.firstMatch(of: /"href":"([^"]+)"/)?.1).description
+      for base in [server.base + "/files", href] {
+        for path in [
+          "state/claude-api.sqlite", "config/projects/x/t.jsonl", "config/.credentials",
+          "../../state/claude-api.sqlite", "..%2f..%2fstate%2fclaude-api.sqlite",
+          "../../state/claude-config/\(id)/projects/x/t.jsonl", "%2e%2e/%2e%2e/state/claude-config/\(id)/.credentials",
+          "../.incoming/share-key", "..%2f.incoming%2fshares%2f\(id)", "../.incoming/uploads/",
+        ] {
+          let response = try await server.send("GET", base + "/" + path)
+          #expect(response.status >= 400 && !response.text.contains("secret"), "\(path)")
+        }
+      }
+      for path in [".incoming", ".incoming/share-key", "_workspaces"] {
+        #expect(try await server.send("GET", "/sessions/\(path)").status >= 400)
+        #expect(try await server.send("GET", "/_workspaces/\(path)").status >= 400)
+        #expect(try await server.send("GET", "/_shared/\(path)").status >= 400)
+      }
+      for path in ["state", "config"] {
+        let archive = try await server.send("GET", server.base + "/archive?format=zip&path=" + path)
+        #expect(archive.status == 403)
+      }
+      let whole = try await server.send("GET", server.base + "/archive?format=zip")
+      #expect(whole.status == 200 && !String(decoding: whole.body, as: UTF8.self).contains("secret"))
+    }
+  }
+
+  @Test func pathsByChance() async throws {
+    try await withDecoy { server, _ in
+      try server.write("inside", to: "a/b")
+      symlink("../../decoy", server.workspace + "/a/l")
+      let runs = (Int(ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FUZZ_RUNS"] ?? "") ?? 20_000) / 100
+      var generator = PathGenerator(seed: 20_261_125)
+      for _ in 0..<runs {
+        let path = generator.next()
+        for (method, body) in [("GET", nil), ("PUT", "x"), ("DELETE", nil)] as [(String, String?)] {
+          let response = try await server.send(
+            method, "\(server.base)/files/\(path)", [:], body.map { Array($0.utf8) })
+          #expect(response.status < 500 && !response.text.contains("secret"), "\(method) \(path): \(response.status)")
+        }
+      }
+      let root = try FileManager.default.contentsOfDirectory(atPath: server.directory + "/workspaces")
+      #expect(root.sorted() == [".incoming", server.session.id.uuidString.lowercased()].sorted())
     }
   }
 
@@ -215,6 +331,68 @@ import Workspaces
       received += try await connection.receive { _ in false }.count
       #expect(received > size)
     }
+  }
+
+  @Test func aFileThatGrowsWhileItIsSent() async throws {
+    try await FilesServer.run { server in
+      let size = 40_000_000
+      try server.write("", to: "large")
+      truncate(server.workspace + "/large", off_t(size))
+      let connection = try RawConnection(port: server.port)
+      try await connection.send(server.bytes("GET", server.base + "/files/large", [:], nil))
+      var received = try await connection.receive { $0.count > 1000 }
+      truncate(server.workspace + "/large", off_t(2 * size))
+      received += try await connection.receive { _ in false }
+      let response = try RawResponse(parsing: received)
+      #expect(response["content-length"] == ["\(size)"] && response.body.count == size)
+      let archive = try await server.send("GET", server.base + "/archive")
+      #expect(archive.status == 200)
+    }
+  }
+
+  @Test func manyFilesInOneFolder() async throws {
+    let count = Int(ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FOLDER_SIZE"] ?? "") ?? 200_000
+    var limits = WorkspaceLimits()
+    limits.entries = 2_000_000
+    try await FilesServer.run(limits: limits) { server in
+      mkdir(server.workspace + "/many", 0o755)
+      try await withThrowingTaskGroup(of: Void.self) { tasks in
+        for part in 0..<4 {
+          tasks.addTask {
+            try await onThread {
+              for index in stride(from: part, to: count, by: 4) {
+                close(creat("\(server.workspace)/many/f\(index)", 0o600))
+              }
+            }
+          }
+        }
+        try await tasks.waitForAll()
+      }
+      let before = residentBytes()
+      var seen: Set<String> = []
+      var cursor = ""
+      for _ in 0..<4 {
+        let page = try await server.send("GET", server.base + "/files/many/?format=json&limit=1000" + cursor)
+          .decode(Listing.self)
+        #expect(page.count == count && page.entries.count == 1000)
+        seen.formUnion(page.entries.map(\.name))
+        cursor = "&cursor=" + (page.next_cursor ?? "")
+      }
+      #expect(seen.count == 4000)
+      let html = try await server.send("GET", server.base + "/files/many/")
+      #expect(html.status == 200 && html.body.count < 2_000_000 && html.text.contains("Next page"))
+      // The names alone would be more.
+      #expect(residentBytes() - before < 48 << 20, "\(residentBytes() - before)")
+      let usage = try await server.send("GET", server.base + "/usage")
+      #expect(usage.text.contains("\"entries\":\(count + 1)"))
+      #expect(try await server.send("DELETE", server.base + "/files/many?recursive=1").status == 204)
+      #expect(try server.staged.isEmpty)
+    }
+  }
+
+  private func residentBytes() -> Int {
+    let fields = text(of: "/proc/self/statm").split(separator: " ")
+    return (fields.count > 1 ? Int(fields[1]) ?? 0 : 0) * Int(sysconf(Int32(_SC_PAGESIZE)))
   }
 
   @Test func aFileThatShrinksWhileItIsSent() async throws {

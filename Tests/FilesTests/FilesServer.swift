@@ -5,21 +5,11 @@ import HummingbirdFastCGI
 import JSONSupport
 import Logging
 import ServiceLifecycle
+import SessionTestSupport
 import Sessions
 import TestSupport
+import Testing
 import Workspaces
-
-/// Turns that do nothing.
-struct IdleRunner: TurnRunner {
-  func run(
-    _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
-  ) async throws(TurnRunFailure) -> TurnResult {
-    TurnResult(text: "You said: " + request.turn.prompt)
-  }
-  func interrupt(_ sessionID: UUID) async {}
-  func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool { false }
-  func stop(_ sessionID: UUID) async {}
-}
 
 /// The API with its files behind a real nginx, in a directory of its own, with one session.
 struct FilesServer: Sendable {
@@ -31,6 +21,9 @@ struct FilesServer: Sendable {
   let session: Session
   let nginx: Nginx
 
+  /// Turns that do nothing.
+  static let answer: ScriptedRunner.Script = { request, _ in TurnResult(text: "You said: " + request.turn.prompt) }
+
   /// The URL's path of the session.
   var base: String { "/sessions/" + session.id.uuidString.lowercased() }
   /// The session's workspace on the disk.
@@ -38,15 +31,18 @@ struct FilesServer: Sendable {
 
   static func run<T>(
     limits: WorkspaceLimits = WorkspaceLimits(), configuration: FilesConfiguration = FilesConfiguration(),
-    nginxOptions: [String] = [], isolation: isolated (any Actor)? = #isolation,
+    nginxOptions: [String] = [], runner: any TurnRunner = ScriptedRunner(answer),
+    isolation: isolated (any Actor)? = #isolation,
     _ body: (FilesServer) async throws -> T
   ) async throws -> T {
     try await withTemporaryDirectory { directory in
       let workspaces = try Workspaces(
         root: directory + "/workspaces", configurationRoot: directory + "/state/claude-config", limits: limits)
       let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+      var bounds = SessionServiceConfiguration()
+      bounds.watchInterval = .milliseconds(50)
       let service = SessionService(
-        store: InMemorySessionStore(), workspaces: workspaces, runner: IdleRunner(), logger: logger)
+        store: InMemorySessionStore(), workspaces: workspaces, runner: runner, configuration: bounds, logger: logger)
       let files = FilesAPI(service: service, workspaces: workspaces, configuration: configuration)
       let api = API(
         service: service, configuration: APIConfiguration(version: "test", model: .demo), files: files)
@@ -122,7 +118,7 @@ struct FilesServer: Sendable {
   var staged: [String] {
     get throws {
       try FileManager.default.contentsOfDirectory(atPath: directory + "/workspaces/.incoming").filter {
-        $0 != "uploads"
+        !["uploads", "shares", "share-key"].contains($0)
       }
     }
   }
@@ -157,4 +153,13 @@ func pattern(_ count: Int) -> [UInt8] {
   var bytes = [UInt8](repeating: 0, count: count)
   for index in bytes.indices { bytes[index] = UInt8(truncatingIfNeeded: index &* 31 ^ index >> 8) }
   return bytes
+}
+
+/// Waits, within bounds, until something is so.
+func eventually(_ what: String, _ condition: () async throws -> Bool) async throws {
+  let deadline = ContinuousClock.now + .seconds(30)
+  while try await !condition() {
+    try #require(ContinuousClock.now < deadline, "\(what)")
+    try await Task.sleep(for: .milliseconds(20))
+  }
 }

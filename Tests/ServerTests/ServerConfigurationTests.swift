@@ -3,6 +3,7 @@ import Foundation
 import Sandbox
 import TestSupport
 import Testing
+import Workspaces
 
 @testable import claude_api_server
 
@@ -45,6 +46,25 @@ import Testing
       #expect(result.idleTimeout == .seconds(480))
       #expect(result.drainTimeout == .seconds(9))
     }
+  }
+
+  @Test func listsHaveCommas() async throws {
+    let wanted = ["https://example.org/a", "ssh://git@example.org/b"]
+    let text = wanted.joined(separator: ", ")
+    let flag = try await configuration(["--git-allowed-sources", text])
+    #expect(flag.files.gitSources.map(\.text) == wanted)
+    let variable = try await configuration([], ["CLAUDE_API_GIT_ALLOWED_SOURCES": text])
+    #expect(variable.files.gitSources.map(\.text) == wanted)
+    try await withTemporaryDirectory { directory in
+      let file = directory + "/settings.json"
+      for value in ["\"\(text)\"", "[\"\(wanted[0])\", \"\(wanted[1])\"]"] {
+        try "{\"git\": {\"allowed-sources\": \(value)}}".write(toFile: file, atomically: true, encoding: .utf8)
+        #expect(try await configuration(["--config-file", file]).files.gitSources.map(\.text) == wanted, "\(value)")
+      }
+    }
+    #expect(await message(["--git-allowed-sources=example.org"]).contains("git.allowed-sources has \"example.org\""))
+    let off = try await configuration(["--share-mode=off", "--quota-max-files=100", "--quota-max-bytes=1048576"])
+    #expect(off.files.shareLifetime == .zero && off.files.limits.entries == 100 && off.files.limits.bytes == 1_048_576)
   }
 
   @Test func whatIsUnknownIsRefusedByName() async throws {

@@ -7,4 +7,5 @@
 #include "reactor_io.h"
 #include "safe_path.h"
 #include "spawn.h"
+#include "tree_walk.h"
 #include "utf8_locale.h"

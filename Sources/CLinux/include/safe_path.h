@@ -25,10 +25,5 @@ int clinux_link_open_file(int fd, int to, const char *name);
 /// before.
 int clinux_copy_range(int from, off_t offset, int to, uint64_t length);
 
-/// Counts all that is below the directory `top`: the entries, and the bytes that they take on the disk. Links
-/// aren't followed, and depth costs neither stack nor descriptors. Stops early when there are more than
-/// `maximum_entries`. A file with several names counts once for each.
-int clinux_tree_usage(int top, uint64_t maximum_entries, uint64_t *entries, uint64_t *bytes);
-
 /// The type of an entry (DT_DIR and so on): as readdir(3) told it, or by a look at the entry where it couldn't.
 unsigned char clinux_entry_type(int parent, const char *name, unsigned char told);

@@ -96,7 +96,8 @@ extension FilesAPI {
     let id = try await session(context)
     let path = try Self.pathParameter(request)
     let archive = try await workspaces.unpack(try body(context))
-    try await workspaces.install(archive, at: path, of: id)
+    let changes = try await workspaces.install(archive, at: path, of: id)
+    await service.workspaceLog.record(changes, by: id, isTree: true)
     var json = JSONWriter()
     json.object { json in
       json.field("path", path.displayText)

@@ -45,6 +45,8 @@ extension FilesAPI {
       files.append((path, part.range))
     }
     let results = try await workspaces.put(files, of: body, in: id)
+    await service.workspaceLog.record(
+      zip(files, results).map { FileChange($1.isNew ? .created : .modified, $0.path, $1.status) }, by: id)
     var json = JSONWriter()
     json.object { json in
       json.field("files", array: zip(files, results)) { json, pair in
@@ -87,12 +89,12 @@ extension FilesAPI {
   /// The fields of a form that makes a session, and the archive in it, which is unpacked already.
   func sessionForm(
     _ request: Request, _ context: API.Context, known: [String], limit: Int
-  ) async throws -> (fields: BodyFields, archive: UnpackedArchive?)? {
+  ) async throws -> (fields: BodyFields, archive: StagedTree?)? {
     guard let boundary = Self.boundary(request) else { return nil }
     try Self.refuseForeignForm(request)
     let body = try body(context)
     var members: [String: JSONValue] = [:]
-    var archive: UnpackedArchive?
+    var archive: StagedTree?
     for part in try await workspaces.parts(of: body, boundary: boundary, maximum: known.count + 1) {
       let name = String(decoding: part.name, as: UTF8.self)
       if name == "archive" {

@@ -27,6 +27,9 @@ extension FilesAPI {
 
   private func createShare(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
+    guard configuration.maximumShareLifetime > .zero else {
+      throw Problem(.forbidden, "sharing_disabled", "The operator of this server doesn't allow sharing.")
+    }
     let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64", "expires_in"])
     let path = try fields.path("path", "path_base64", mayBeRoot: true)
     let longest = Int64(configuration.maximumShareLifetime.components.seconds)
@@ -73,7 +76,9 @@ extension FilesAPI {
   }
 
   private func readShared(_ request: Request, _ context: API.Context) async throws -> Response {
-    guard let token = context.parameters["token"].map(String.init) else { throw ShareError.notFound }
+    guard configuration.maximumShareLifetime > .zero, let token = context.parameters["token"].map(String.init) else {
+      throw ShareError.notFound
+    }
     let share = try await workspaces.share(forToken: token)
     // A session that is being deleted shows nothing any more.
     if service.cachedSession(share.session) == nil { _ = try await service.session(share.session) }
@@ -86,6 +91,9 @@ extension FilesAPI {
         title: top.isRoot ? "Shared files" : String(decoding: top.name, as: UTF8.self)),
       shown: rest)
     response.headers[.referrerPolicy] = "no-referrer"
+    // nginx logs nothing of a link, which is as good as a key.
+    response.headers[.accelRedirect] = response.headers[.accelRedirect]?.replacing(
+      "/_workspaces/", with: "/_shared/", maxReplacements: 1)
     return response
   }
 }

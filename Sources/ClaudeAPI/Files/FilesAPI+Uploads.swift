@@ -66,9 +66,10 @@ extension FilesAPI {
         throw Problem(.badRequest, "invalid_upload", "Upload-Length must be the number of the file's bytes.")
       }
       let metadata = request.headers[.uploadMetadata]
-      let upload = try await workspaces.createUpload(
+      let (upload, file) = try await workspaces.createUpload(
         length: length, to: try Self.target(metadata ?? ""), metadata: metadata, lifetime: configuration.uploadLifetime,
         of: id)
+      if let file { await service.workspaceLog.record([file], by: id) }
       return (
         .created,
         [
@@ -100,9 +101,10 @@ extension FilesAPI {
       guard let offset = request.headers[.uploadOffset].flatMap({ Int64($0) }), offset >= 0 else {
         throw Problem(.badRequest, "invalid_upload", "Upload-Offset must be the number of bytes that are here.")
       }
-      let (upload, now) = try await workspaces.append(
+      let (upload, now, file) = try await workspaces.append(
         try body(context), at: offset, digests: try Self.checksum(request.headers[.uploadChecksum]),
         to: try Self.uploadID(context), of: id, lifetime: configuration.uploadLifetime)
+      if let file { await service.workspaceLog.record([file], by: id) }
       return (.noContent, [.uploadOffset: String(now), .uploadExpires: Self.httpDate(upload.expires)])
     }
   }

@@ -21,6 +21,7 @@ public struct FilesAPI: Sendable {
   let workspaces: Workspaces
   let configuration: FilesConfiguration
   let archivePlaces: Places
+  let clonePlaces: Places
 
   public init(
     service: SessionService, workspaces: Workspaces, configuration: FilesConfiguration = FilesConfiguration()
@@ -29,6 +30,7 @@ public struct FilesAPI: Sendable {
     self.workspaces = workspaces
     self.configuration = configuration
     archivePlaces = Places(configuration.maximumArchives)
+    clonePlaces = Places(configuration.maximumClones)
   }
 
   func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
@@ -203,38 +205,19 @@ public struct FilesAPI: Sendable {
     }
     let wantsJSON =
       switch parameters["format"] {
-      case nil: request.headers[.accept].map(Self.prefersJSON) ?? false
+      case nil: request.headers[.accept].map { Page.best($0) == .json } ?? false
       case "json": true
       case "html": false
       default: throw Problem(.badRequest, "invalid_parameter", "The parameter format must be json or html.")
       }
     let listing = try await workspaces.list(path, of: id, after: cursor, limit: limit)
     let page = ListingPage(base: base, path: shown, listing: listing, isFirst: cursor == nil, limit: limit)
-    return Response(
-      status: .ok,
-      headers: [
-        .contentType: wantsJSON ? "application/json" : "text/html; charset=utf-8",
-        .cacheControl: "private, no-cache",
-        .vary: "Accept",
-        .contentSecurityPolicy:
-          "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        .xContentTypeOptions: "nosniff",
-        .referrerPolicy: "no-referrer",
-      ],
-      body: ResponseBody(byteBuffer: wantsJSON ? page.json : page.html))
-  }
-
-  /// Whether JSON is named and HTML isn't, or later or with less weight.
-  private static func prefersJSON(_ accept: String) -> Bool {
-    var best: (isJSON: Bool, weight: Double) = (false, 0)
-    for part in accept.split(separator: ",") {
-      let pieces = part.split(separator: ";").map(\.trimmed)
-      let isJSON = pieces.first == "application/json"
-      guard isJSON || pieces.first == "text/html" else { continue }
-      let weight = pieces.dropFirst().compactMap { $0.hasPrefix("q=") ? Double($0.dropFirst(2)) : nil }.first ?? 1
-      if weight > best.weight { best = (isJSON, weight) }
-    }
-    return best.isJSON
+    let headers: HTTPFields = [.cacheControl: "private, no-cache", .vary: "Accept"]
+    guard wantsJSON else { return Page.response(page.html, headers) }
+    var response = API.json(page.json, headers)
+    response.headers[.xContentTypeOptions] = "nosniff"
+    response.headers[.referrerPolicy] = "no-referrer"
+    return response
   }
 
   // MARK: Writing
@@ -254,6 +237,7 @@ public struct FilesAPI: Sendable {
     let (isNew, status) = try await workspaces.put(
       try body(context), at: path, of: id, conditions: try conditions(request),
       digests: try ContentDigest.parse(request.headers[.contentDigest]))
+    await service.workspaceLog.record([FileChange(isNew ? .created : .modified, path, status)], by: id)
     var headers: HTTPFields = [.eTag: status.entityTag]
     if isNew { headers[.location] = "/sessions/\(id.lowercaseString)/files/\(path.percentEncoded)" }
     return Response(status: isNew ? .created : .noContent, headers: headers)
@@ -265,8 +249,9 @@ public struct FilesAPI: Sendable {
     guard !path.isRoot else {
       throw Problem(.forbidden, "permission_denied", "The workspace itself goes when its session is deleted.")
     }
-    try await workspaces.delete(
+    let status = try await workspaces.delete(
       path, of: id, isRecursive: try flag("recursive", request), conditions: try conditions(request))
+    await service.workspaceLog.record([FileChange(.deleted, path, status)], by: id, isTree: true)
     return Response(status: .noContent)
   }
 
@@ -274,7 +259,8 @@ public struct FilesAPI: Sendable {
     let id = try await session(context)
     let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64"])
     let path = try fields.path("path", "path_base64")
-    let isNew = try await workspaces.makeDirectory(path, of: id)
+    let made = try await workspaces.makeDirectory(path, of: id)
+    if let made { await service.workspaceLog.record([FileChange(.created, path, made)], by: id) }
     var json = JSONWriter()
     json.object { json in
       json.field("path", path.displayText)
@@ -282,7 +268,7 @@ public struct FilesAPI: Sendable {
       json.field("type", "directory")
     }
     return Response(
-      status: isNew ? .created : .ok, headers: [.contentType: "application/json"],
+      status: made != nil ? .created : .ok, headers: [.contentType: "application/json"],
       body: ResponseBody(byteBuffer: json.finish()))
   }
 
@@ -292,7 +278,11 @@ public struct FilesAPI: Sendable {
       request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
     let from = try fields.path("from", "from_base64")
     let target = try fields.path("to", "to_base64")
-    try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    let status = try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    if from != target {
+      await service.workspaceLog.record(
+        [FileChange(.deleted, from, status), FileChange(.created, target, status)], by: id, isTree: true)
+    }
     var json = JSONWriter()
     json.object { json in
       json.field("path", target.displayText)

@@ -1,3 +1,5 @@
+public import Workspaces
+
 /// The bounds of the routes for files. Those of a workspace are in `WorkspaceLimits`.
 public struct FilesConfiguration: Sendable {
   /// Entries of a page of a listing when the client names no number. Default 1,000.
@@ -10,8 +12,13 @@ public struct FilesConfiguration: Sendable {
   public var maximumParts = 1000
   /// How long an unfinished upload is kept after its latest part. Default 24 h.
   public var uploadLifetime: Duration = .seconds(86_400)
-  /// How long a share lasts at most. Default 30 days.
+  /// How long a share lasts at most; zero if there are to be none, and those that there are show nothing. Default 30
+  /// days.
   public var maximumShareLifetime: Duration = .seconds(86_400 * 30)
+  /// From where repositories may be brought in. Default from nowhere.
+  public var git = GitConfiguration()
+  /// Repositories that are cloned at the same time; further ones get 503. Default 4.
+  public var maximumClones = 4
 
   public init() {}
 }

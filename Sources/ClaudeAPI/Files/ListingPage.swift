@@ -64,20 +64,9 @@ struct ListingPage {
     var html = ByteBuffer()
     html.reserveCapacity(4096 + listing.entries.count * 320)
     let name = path.isRoot ? base.title : String(decoding: path.name, as: UTF8.self)
-    html.writeString(
-      """
-      <!DOCTYPE html>
-      <html lang="en">
-      <head>
-      <meta charset="utf-8">
-      <meta name="viewport" content="width=device-width, initial-scale=1">
-      <title>\(Self.escape(name))</title>
-      <style>\(Self.style)</style>
-      </head>
-      <body>
-      <header>
-      <nav aria-label="Path">
-      """)
+    Page.begin(title: name, &html)
+    html.writeString(Self.icons)
+    html.writeString("<header>\n<nav aria-label=\"Path\">")
     writeCrumbs(&html)
     html.writeString("</nav>\n")
     let items = listing.count == 1 ? "1 item" : "\(Self.grouped(listing.count)) items"
@@ -97,7 +86,7 @@ struct ListingPage {
         """
         <table>
         <thead><tr><th scope="col">Name</th><th scope="col" class="n">Size</th>\
-        <th scope="col" class="t">Modified (UTC)</th><th><span class="hidden">Download</span></th></tr></thead>
+        <th scope="col" class="t">Modified (UTC)</th><th scope="col"><span class="hidden">Download</span></th></tr></thead>
         <tbody>
 
         """)
@@ -105,7 +94,7 @@ struct ListingPage {
         let target = parent.isRoot ? "" : parent.percentEncoded + "/"
         html.writeString(
           """
-          <tr><td class="up"><a href="\(base.path)/\(target)">Up</a></td><td class="n"></td><td class="t"></td><td></td></tr>
+          <tr><td class="up"><a href="\(base.path)/\(target)">&uarr; Up</a></td><td class="n"></td><td class="t"></td><td></td></tr>
 
           """)
       }
@@ -120,25 +109,26 @@ struct ListingPage {
       }
       html.writeString("</p>\n")
     }
-    html.writeString("</main>\n</body>\n</html>\n")
+    html.writeString("</main>\n")
+    Page.end(&html)
     return html
   }
 
   private func writeUpLink(_ html: inout ByteBuffer) {
     let target = path.parent.flatMap { $0.isRoot ? nil : $0.percentEncoded + "/" } ?? ""
-    html.writeString("<p class=\"up\"><a href=\"\(base.path)/\(target)\">Up</a></p>\n")
+    html.writeString("<p><a href=\"\(base.path)/\(target)\">&uarr; Up</a></p>\n")
   }
 
   private func writeCrumbs(_ html: inout ByteBuffer) {
     if path.isRoot {
-      html.writeString("<h1>\(Self.escape(base.title))</h1>")
+      html.writeString("<h1>\(Page.escape(base.title))</h1>")
       return
     }
-    html.writeString("<a href=\"\(base.path)/\">\(Self.escape(base.title))</a>")
+    html.writeString("<a href=\"\(base.path)/\">\(Page.escape(base.title))</a>")
     let components = path.components
     var target = base.path + "/"
     for (index, component) in components.enumerated() {
-      let text = Self.escape(String(decoding: component, as: UTF8.self))
+      let text = Page.escape(String(decoding: component, as: UTF8.self))
       target += RelativePath.encode(component) + "/"
       html.writeString("<span aria-hidden=\"true\">/</span>")
       html.writeString(
@@ -147,7 +137,7 @@ struct ListingPage {
   }
 
   private func write(_ entry: DirectoryListing.Entry, _ html: inout ByteBuffer) {
-    let name = Self.escape(String(decoding: entry.name, as: UTF8.self))
+    let name = Page.escape(String(decoding: entry.name, as: UTF8.self))
     let time = entry.status.timestamp.description
     let shown = String(time.prefix(16)).replacing("T", with: " ")
     let size: String
@@ -156,23 +146,20 @@ struct ListingPage {
     switch entry.status.kind {
     case .directory:
       size = ""
-      html.writeString("<a class=\"dir\" href=\"\(href(entry))\">\(name)/</a>")
-      if let archive = base.archive {
-        let target = (try? path.appending(RelativePath(entry.name)))?.percentEncoded
-        if let target {
-          download = "<a href=\"\(archive)?format=zip&amp;path=\(target)\" title=\"Download as zip\">&darr;</a>"
-        }
+      html.writeString("<a class=\"dir\" href=\"\(href(entry))\">\(Self.icon("d"))\(name)/</a>")
+      if let archive = base.archive, let target = try? path.appending(RelativePath(entry.name)) {
+        download = Self.download("\(archive)?format=zip&amp;path=\(target.percentEncoded)", name, "as zip")
       }
     case .file:
       size = Self.readable(entry.status.size)
-      html.writeString("<a href=\"\(href(entry))\">\(name)</a>")
-      download = "<a href=\"\(href(entry))?download=1\" title=\"Download\">&darr;</a>"
+      html.writeString("<a href=\"\(href(entry))\">\(Self.icon("f"))\(name)</a>")
+      download = Self.download("\(href(entry))?download=1", name, "")
     case .symbolicLink:
       size = "link"
-      html.writeString("<span>\(name)</span>")
+      html.writeString("<span>\(Self.icon("l"))\(name)</span>")
     case .special:
       size = "special"
-      html.writeString("<span>\(name)</span>")
+      html.writeString("<span>\(Self.icon("s"))\(name)</span>")
     }
     html.writeString(
       """
@@ -181,26 +168,13 @@ struct ListingPage {
       """)
   }
 
-  private static func escape(_ text: String) -> String {
-    var escaped = ""
-    escaped.reserveCapacity(text.utf8.count)
-    for scalar in text.unicodeScalars {
-      switch scalar {
-      case "&": escaped += "&amp;"
-      case "<": escaped += "&lt;"
-      case ">": escaped += "&gt;"
-      case "\"": escaped += "&quot;"
-      case "'": escaped += "&#39;"
-      // What can't be seen is shown as a sign, so that two names never look the same by it; among it are the
-      // characters that turn the direction of text.
-      case _ where scalar.value < 0x20: escaped.unicodeScalars.append(Unicode.Scalar(0x2400 + scalar.value) ?? "?")
-      case "\u{7f}": escaped += "\u{2421}"
-      case _ where scalar.properties.generalCategory == .format || scalar.properties.generalCategory == .control:
-        escaped += "\u{fffd}"
-      default: escaped.unicodeScalars.append(scalar)
-      }
-    }
-    return escaped
+  private static func icon(_ name: StaticString) -> String {
+    "<svg aria-hidden=\"true\"><use href=\"#\(name)\"/></svg>"
+  }
+
+  /// - Parameter name: escaped.
+  private static func download(_ href: String, _ name: String, _ form: String) -> String {
+    "<a href=\"\(href)\" title=\"Download \(form)\" aria-label=\"Download \(name) \(form)\">&darr;</a>"
   }
 
   private static func readable(_ size: Int64) -> String {
@@ -226,25 +200,13 @@ struct ListingPage {
     return String(text.reversed())
   }
 
-  private static let style = """
-    :root{color-scheme:light dark;--line:#8883;--soft:#666;--link:#0b57d0;--hover:#8881}
-    @media(prefers-color-scheme:dark){:root{--soft:#aaa;--link:#8ab4f8}}
-    *{box-sizing:border-box}
-    body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:0 auto;padding:1.5rem 1rem 3rem}
-    a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}
-    nav{display:flex;flex-wrap:wrap;gap:.15rem .5rem;align-items:baseline;font-size:1.1rem;overflow-wrap:anywhere}
-    nav span{color:var(--soft)}h1{font-size:1.1rem;margin:0}
-    .tools,.pages{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center;color:var(--soft);margin:.75rem 0 1.25rem}
-    .button{border:1px solid var(--line);border-radius:.5rem;padding:.25rem .75rem}
-    table{width:100%;border-collapse:collapse}
-    th{text-align:left;font-weight:500;font-size:.85rem;color:var(--soft)}
-    th,td{padding:.5rem;border-bottom:1px solid var(--line);vertical-align:top}
-    td:first-child{overflow-wrap:anywhere;width:100%}td:last-child{text-align:center}
-    tbody tr:hover{background:var(--hover)}
-    .n,.t{white-space:nowrap;color:var(--soft);font-variant-numeric:tabular-nums}.n{text-align:right}
-    .dir{font-weight:600}td>span{color:var(--soft)}.empty{color:var(--soft)}
-    .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-    @media(max-width:36rem){.t{display:none}th,td{padding:.6rem .25rem}}
+  /// Drawings that the rows refer to.
+  private static let icons = """
+    <svg class="hidden" aria-hidden="true"><symbol id="d" viewBox="0 0 20 20"><path d="M2.5 5.5v10h15v-8.5h-8l-2-2h-4z"/></symbol>\
+    <symbol id="f" viewBox="0 0 20 20"><path d="M5 2.5h6.5l3.5 3.5v11.5h-10zM11.5 2.5v3.5h3.5"/></symbol>\
+    <symbol id="l" viewBox="0 0 20 20"><path d="M4 10h11m-4.5-4.5 4.5 4.5-4.5 4.5"/></symbol>\
+    <symbol id="s" viewBox="0 0 20 20"><path d="M4.5 4.5h11v11h-11zM8 8h4v4h-4z"/></symbol></svg>
+
     """
 }
 

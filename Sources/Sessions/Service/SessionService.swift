@@ -23,6 +23,9 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
   public var approvalTimeout: Duration = .seconds(600)
 
+  /// The shortest pause between two looks at the workspace of a running turn. Default 1 s.
+  public var watchInterval: Duration = .seconds(1)
+
   public init() {}
 }
 
@@ -74,6 +77,8 @@ public struct AcceptedMessage: Hashable, Sendable {
 public actor SessionService {
   /// Tells readers of events; see ``eventStream(of:_:)``.
   public nonisolated let hub: EventHub
+  /// Takes what clients have changed in workspaces.
+  public nonisolated let workspaceLog: WorkspaceLog
 
   /// A session that has unfinished turns.
   struct Work {
@@ -112,6 +117,9 @@ public actor SessionService {
     self.hub = hub
     self.store = store
     self.workspaces = workspaces
+    workspaceLog = WorkspaceLog(store: store, hub: hub, patience: configuration.storePatience, logger: logger)
+    let runner = WatchingRunner(
+      runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval)
     self.runner = runner
     self.configuration = configuration
     self.logger = logger
@@ -175,15 +183,45 @@ public actor SessionService {
 
   /// Creates a session with its directories and, if there is an initial prompt, its first turn.
   public func create(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession {
-    guard !isShuttingDown else { throw .shuttingDown }
+    if let earlier = try await earlierSession(new) { return earlier }
     let id = UUID()
+    // The directories come first: a session in the store always has them. A crash in between leaves empty ones.
+    try await onDisk { try await self.workspaces.create(id) }
+    return try await insert(new, id)
+  }
+
+  /// Creates a session whose workspace is filled before anybody sees it.
+  ///
+  /// - Parameter fill: is given the new session's id. It isn't called if an earlier request made the session.
+  /// - Throws: ``SessionServiceError``, or what `fill` throws; then there is no session.
+  public func create(
+    _ new: NewSession, filling fill: @Sendable (UUID) async throws -> Void
+  ) async throws -> CreatedSession {
+    if let earlier = try await earlierSession(new) { return earlier }
+    let id = UUID()
+    try await onDisk { try await self.workspaces.create(id) }
+    do {
+      try await fill(id)
+      guard !isShuttingDown else { throw SessionServiceError.shuttingDown }
+    } catch {
+      await removeDirectories(id)
+      throw error
+    }
+    return try await insert(new, id)
+  }
+
+  private func earlierSession(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession? {
+    guard !isShuttingDown else { throw .shuttingDown }
+    guard let claim = new.idempotency else { return nil }
+    return try await earlierSession(claim, .now())
+  }
+
+  /// Puts a session whose directories are there into the store.
+  private func insert(_ new: NewSession, _ id: UUID) async throws(SessionServiceError) -> CreatedSession {
     let now = Timestamp.now()
-    if let claim = new.idempotency, let earlier = try await earlierSession(claim, now) { return earlier }
     let session = Session(
       id: id, name: new.name ?? "Session \(id.lowercaseString.prefix(8))", createdAt: now,
       workspace: workspaces.workspacePath(of: id), owner: new.owner, options: new.options, metadata: new.metadata)
-    // The directories come first: a session in the store always has them. A crash in between leaves empty ones.
-    try await onDisk { try await self.workspaces.create(id) }
     let firstTurn = new.initialPrompt.map {
       NewTurn(sessionID: id, prompt: $0, owner: new.owner, createdAt: now)
     }

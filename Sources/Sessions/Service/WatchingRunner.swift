@@ -1,0 +1,186 @@
+public import JSONSupport
+public import Workspaces
+
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
+/// Runs turns by another runner, and looks after the workspace meanwhile: changes of files are written to the
+/// session's log, and a turn whose workspace holds more than it may is stopped.
+///
+/// The workspace is looked at when a turn begins, now and then while it runs, and when it has ended. Looks and not
+/// the kernel's notifications: they tell the same for any number of folders, leave nothing open that could run out,
+/// and what was made and removed in between costs nothing. The pauses are at least ten times as long as a look.
+public struct WatchingRunner: TurnRunner {
+  private let base: any TurnRunner
+  private let workspaces: Workspaces
+  private let log: WorkspaceLog
+  private let interval: Duration
+
+  /// - Parameter interval: the shortest pause between two looks.
+  public init(_ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, interval: Duration) {
+    self.base = base
+    self.workspaces = workspaces
+    self.log = log
+    self.interval = interval
+  }
+
+  public func run(
+    _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
+  ) async throws(TurnRunFailure) -> TurnResult {
+    let watch = WorkspaceWatch(request.turn, workspaces, log, interval: interval)
+    let result = await withTaskGroup(of: Result<TurnResult, TurnRunFailure>?.self) { tasks in
+      tasks.addTask {
+        do throws(TurnRunFailure) {
+          return .success(try await base.run(request, onMessage: onMessage))
+        } catch {
+          return .failure(error)
+        }
+      }
+      tasks.addTask {
+        if await watch.lookUntilExcess() { await base.interrupt(request.session.id) }
+        return nil
+      }
+      var result: Result<TurnResult, TurnRunFailure>?
+      while result == nil, let next = await tasks.next() { result = next }
+      tasks.cancelAll()
+      return result
+    }
+    await watch.finish()
+    guard let excess = await watch.excess else {
+      guard let result else {
+        // The first task of the group always has a result.
+        throw TurnRunFailure(TurnFailure(code: "internal_error", detail: "The turn ended without a result."))
+      }
+      return try result.get()
+    }
+    var failure = TurnRunFailure(Self.failure(excess.error, in: excess.place))
+    switch result {
+    case .success(let turn):
+      failure.partialText = turn.text
+      failure.accounts = turn.accounts
+    case .failure(let error):
+      failure.partialText = error.partialText
+      failure.accounts = error.accounts
+    case nil: break
+    }
+    throw failure
+  }
+
+  public func interrupt(_ sessionID: UUID) async { await base.interrupt(sessionID) }
+
+  public func answerPermission(
+    _ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer
+  ) async -> Bool {
+    await base.answerPermission(requestID, of: sessionID, answer)
+  }
+
+  public func stop(_ sessionID: UUID) async { await base.stop(sessionID) }
+
+  private static func failure(_ excess: FileError, in place: String) -> TurnFailure {
+    let what =
+      if case .quotaExceeded(.entries, let limit) = excess {
+        "more than \(limit) files and folders"
+      } else if case .quotaExceeded(_, let limit) = excess {
+        "more than \(limit) bytes"
+      } else {
+        "too much"
+      }
+    return TurnFailure(
+      code: "quota_exceeded", detail: "The turn was stopped: the \(place) holds \(what). Delete files to go on.",
+      status: 507)
+  }
+}
+
+/// The looks at a workspace during one turn.
+private actor WorkspaceWatch {
+  /// Changes that one look, and all looks of a turn, tell one by one; of the others only their number is told.
+  private static let changesOfLook = 100
+  private static let changesOfTurn = 2000
+  /// The shortest pause when a turn has told as many as it may.
+  private static let longPause: Duration = .seconds(10)
+
+  /// Set when the workspace, or the agent's home directory, was found to hold more than it may.
+  private(set) var excess: (place: String, error: FileError)?
+  private let turn: Turn
+  private let workspaces: Workspaces
+  private let log: WorkspaceLog
+  private let interval: Duration
+  private let start = Workspaces.changeTime()
+  private var latest: WorkspaceSnapshot?
+  private var left = changesOfTurn
+
+  init(_ turn: Turn, _ workspaces: Workspaces, _ log: WorkspaceLog, interval: Duration) {
+    self.turn = turn
+    self.workspaces = workspaces
+    self.log = log
+    self.interval = interval
+    log.beginWatch(of: turn.sessionID)
+  }
+
+  /// Looks until the workspace holds too much, and returns true then, or until the task is cancelled.
+  func lookUntilExcess() async -> Bool {
+    do {
+      // The agent may be faster than the first look.
+      latest = try await workspaces.snapshot(of: turn.sessionID, changedAfter: start)
+    } catch {
+      log.lookFailed(turn, error)
+    }
+    var pause = interval
+    while true {
+      do { try await Task.sleep(for: pause) } catch { return false }
+      let begin = ContinuousClock.now
+      if let usage = await look() {
+        excess = workspaces.excess(of: usage).map { ("workspace", $0) }
+      }
+      if excess == nil, let usage = await lookAtHome() {
+        excess = workspaces.excess(of: usage).map { ("agent's home directory", $0) }
+      }
+      if excess != nil { return true }
+      pause = max(left > 0 ? interval : max(interval, Self.longPause), (ContinuousClock.now - begin) * 10)
+    }
+  }
+
+  /// Looks for the last time.
+  func finish() async {
+    if latest?.isDetailed == false {
+      // Of a very large workspace nothing more would be learned in the time that it takes.
+      await log.record(WorkspaceChanges(omitted: 1), of: turn)
+    } else {
+      _ = await look()
+    }
+    log.endWatch(of: turn.sessionID)
+  }
+
+  /// What the agent can write to beside its workspace; nil if it couldn't be looked at.
+  private func lookAtHome() async -> WorkspaceUsage? {
+    do {
+      return try await workspaces.configurationUsage(of: turn.sessionID)
+    } catch {
+      log.lookFailed(turn, error)
+      return nil
+    }
+  }
+
+  /// Returns what the workspace holds; nil if it couldn't be looked at.
+  private func look() async -> WorkspaceUsage? {
+    let mark = log.mark(turn.sessionID)
+    do {
+      guard let earlier = latest else {
+        let snapshot = try await workspaces.snapshot(of: turn.sessionID)
+        latest = snapshot
+        return snapshot.usage
+      }
+      let (snapshot, changes) = try await workspaces.snapshot(
+        of: turn.sessionID, since: earlier, limit: min(left, Self.changesOfLook))
+      if snapshot.isWhole || !earlier.isWhole || !snapshot.isDetailed { latest = snapshot }
+      left -= await log.record(changes, of: turn, upTo: mark)
+      return snapshot.usage
+    } catch {
+      log.lookFailed(turn, error)
+      return nil
+    }
+  }
+}
