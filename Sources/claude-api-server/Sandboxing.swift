@@ -1,3 +1,4 @@
+import ClaudeRunner
 import Glibc
 import Logging
 import Sandbox
