@@ -174,11 +174,13 @@ let package = Package(
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
       name: "ServerTests",
-      dependencies: ["ClaudeRunner", "Sandbox", "TestSupport", "Workspaces", "claude-api-server"],
+      dependencies: ["ClaudeRunner", "Sandbox", "Sessions", "TestSupport", "Workspaces", "claude-api-server"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",
-      dependencies: ["JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", nioCore],
+      dependencies: [
+        "JSONSupport", "SQLiteStore", "SessionStoreContract", "SessionTestSupport", "Sessions", "TestSupport", nioCore,
+      ],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SQLiteStoreTests",

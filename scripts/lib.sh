@@ -54,6 +54,13 @@ needed_packages=(
   util-linux
 )
 
+# The packages that an installed server needs, for ensure_packages.
+# shellcheck disable=SC2034 # used by the scripts that read this file
+server_packages=(
+  bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl libnginx-mod-http-js libsqlite3-0 logrotate nginx openssl
+  util-linux
+)
+
 # ensure_swift: a Swift that can build the package is on PATH.
 ensure_swift() {
   local advice="install Swift 6.3 or newer from https://www.swift.org/install and put its usr/bin on PATH"

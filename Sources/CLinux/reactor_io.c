@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -110,6 +111,24 @@ int clinux_listen_unix(const char *path, int backlog, unsigned int mode)
         return close_with_error(fd);
     }
     return fd;
+}
+
+int clinux_send_datagram(const char *path, const void *bytes, size_t length)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    size_t path_length = strlen(path);
+    if (path_length == 0 || path_length > sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(address.sun_path, path, path_length);
+    if (path[0] == '@') address.sun_path[0] = 0;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -1;
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + path_length);
+    if (sendto(fd, bytes, length, MSG_NOSIGNAL, (struct sockaddr *)&address, size) < 0) return close_with_error(fd);
+    close(fd);
+    return 0;
 }
 
 int clinux_connect_unix(const char *path)

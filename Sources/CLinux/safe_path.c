@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mode, int cached)
@@ -24,6 +25,12 @@ int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mo
         // EAGAIN means that something was renamed during the walk, which a second walk gets over.
         if (fd >= 0 || cached || (errno != EINTR && errno != EAGAIN)) return (int)fd;
     }
+}
+
+ssize_t clinux_read_cached(int fd, void *buffer, size_t length)
+{
+    struct iovec part = {.iov_base = buffer, .iov_len = length};
+    return preadv2(fd, &part, 1, 0, RWF_NOWAIT);
 }
 
 int clinux_rename(int from, const char *name, int to, const char *new_name, int replace)

@@ -68,7 +68,7 @@ extension API {
     let name = try Self.sessionName(fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/fork", fields)
     let created = try await service.fork(
-      id, name: name, owner: Principal.current?.keyID, idempotency: claim)
+      id, name: name, owner: try await owner(ofForkOf: id), idempotency: claim)
     var json = JSONWriter(capacity: 1024)
     json.object { json in
       json.field(

@@ -32,7 +32,8 @@ extension API {
       if limit != nil { throw QueryFields.invalid("limit", "is for pages; a stream has no limit") }
       return Self.eventStream(
         service.eventStream(
-          of: id, .init(after: after, types: types, previews: previews, holder: Principal.current?.key)))
+          of: id, .init(after: after, types: types, previews: previews, holder: Principal.current?.key),
+          lease: try await leaseStream(of: id)))
     }
     let size = limit ?? 100
     let found = try await service.events(of: id, after: after, limit: size + 1, types: types)

@@ -51,9 +51,15 @@ extension API {
       created = try await service.create(new)
     }
     var headers: HTTPFields = created.isReplay ? [.idempotencyReplayed: "true"] : [:]
+    try await addRateLimit(to: &headers)
     var outcome: Turn?
     if let turn = created.turn {
-      outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+      do {
+        outcome = try await self.outcome(of: turn, AnswerPreference(request.headers))
+      } catch SessionServiceError.postponed(let turn) {
+        // The session is what was asked for; its first turn comes after the restart.
+        outcome = turn
+      }
     }
     // With the time of its last use as it is now.
     let current = service.cachedSession(created.session.id) ?? created.session
@@ -155,10 +161,13 @@ extension API {
     guard let text = try fields.string("prompt") else { throw fields.invalid("prompt", "is missing") }
     let prompt = try promptRules.check(text, field: "prompt", fields)
     let claim = try IdempotencyClaim(request, scope: "POST /sessions/\(id.lowercaseString)/messages", fields)
+    let preference = AnswerPreference(request.headers)
+    // A message that was accepted could not be refused any more.
+    let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
     let accepted = try await service.accept(
       prompt, for: id, options: try Self.messageOptions(fields), owner: Principal.current?.keyID, idempotency: claim)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
-    let preference = AnswerPreference(request.headers)
+    try await addRateLimit(to: &headers)
     if preference.form == .stream {
       headers[.location] = Self.path(of: accepted.turn)
       return Self.eventStream(
@@ -166,7 +175,7 @@ extension API {
           of: id,
           .init(
             after: accepted.precedingSequence, turn: accepted.turn.id, previews: previews,
-            holder: Principal.current?.key)),
+            holder: Principal.current?.key), lease: lease),
         headers)
     }
     let turn = try await outcome(of: accepted.turn, preference)

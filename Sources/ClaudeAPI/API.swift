@@ -29,7 +29,7 @@ public struct API: Sendable {
     service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
   ) {
     self.service = service
-    authenticator = keys.map { Authenticator(keys: $0, service: service) }
+    authenticator = keys.map { Authenticator(keys: $0, service: service, requiresKeys: configuration.requiresKeys) }
     self.configuration = configuration
     self.files = files
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
@@ -62,6 +62,7 @@ public struct API: Sendable {
     addEventRoutes(to: router, &routes)
     addControlRoutes(to: router, &routes)
     addApprovalRoutes(to: router, &routes)
+    addUsageRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
     let index = index(routes)

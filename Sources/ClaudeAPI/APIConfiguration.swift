@@ -17,6 +17,9 @@ public struct APIConfiguration: Sendable {
   /// Bytes of a request's body; more is 413. Default 16 MiB.
   public var maximumBodyBytes = 16 << 20
 
+  /// Whether nobody is answered as long as there are no keys. Otherwise those on the same machine are. Default false.
+  public var requiresKeys = false
+
   public init(version: String, model: Model) {
     self.version = version
     self.model = model

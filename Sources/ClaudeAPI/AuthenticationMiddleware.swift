@@ -27,7 +27,9 @@ struct AuthenticationMiddleware: RouterMiddleware {
     let response: Response
     do {
       principal = try await authenticator.principal(
-        showing: Authenticator.credentials(request.headers), from: context.parametersOfServer["REMOTE_ADDR"])
+        showing: Authenticator.credentials(request.headers),
+        from: context.parametersOfServer["REMOTE_ADDR"],
+        isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer))
       if let principal {
         try await authenticator.authorize(
           principal, access, session: context.parameters["session_id"].map { String($0) })

@@ -15,31 +15,48 @@ import Sessions
 struct Authenticator: Sendable {
   let keys: any KeyStore
   let service: SessionService
+  let wrongKeys = WrongKeys()
+  /// Whether nobody is answered as long as there are no keys.
+  var requiresKeys = false
 
   // MARK: Who it is
 
   /// - Parameters:
   ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
   ///   - address: the client's address, from the web server.
+  ///   - isLocal: whether it is certain that the client is on this machine; see ``ClientAddress``.
   /// - Returns: nil if there are no keys and the client needs none.
-  func principal(showing shown: String?, from address: String?) async throws(Problem) -> Principal? {
+  func principal(
+    showing shown: String?, from address: String?, isLocal: @autoclosure () -> Bool
+  ) async throws(Problem) -> Principal? {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
     guard found.hasKeys else {
-      guard Self.isLoopback(address) else {
+      guard !requiresKeys, isLocal() else {
         throw Problem(
           .forbidden, "no_keys",
-          "This server has no keys yet and answers only on its own machine; claude-api-server keys create makes one.")
+          requiresKeys
+            ? "This server has no keys yet and answers nobody without one; claude-api-server keys create makes one."
+            : "This server has no keys yet and answers only on its own machine, and not behind another proxy; "
+              + "claude-api-server keys create makes one.")
       }
       return nil
     }
-    guard let secret, secret.matches(found.key), let key = found.key, key.isValid(at: .now()) else {
+    let digest = secret?.digest
+    if shown != nil, let seconds = wrongKeys.refusal(address, digest) {
+      throw Problem(
+        .tooManyRequests, "too_many_wrong_keys",
+        "Too many wrong keys came from this address; this one was not looked at.", retryAfter: seconds)
+    }
+    guard let digest, KeySecret.matches(digest, found.key), let key = found.key, key.isValid(at: .now()) else {
+      if shown != nil { wrongKeys.noteWrong(address) }
       throw Problem(
         .unauthorized, "unauthorized",
         shown == nil
           ? "A key is needed, as Authorization: Bearer KEY or X-Api-Key: KEY." : "The key is not valid.",
         challenge: shown == nil ? "Bearer" : #"Bearer error="invalid_token""#)
     }
+    wrongKeys.note(address, good: digest)
     return Principal(key)
   }
 
@@ -76,11 +93,6 @@ struct Authenticator: Sendable {
     }
     guard let first = shown.first else { return nil }
     return shown.allSatisfy { $0 == first } ? first : ""
-  }
-
-  private static func isLoopback(_ address: String?) -> Bool {
-    guard let address else { return false }
-    return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
   }
 
   // MARK: What it may

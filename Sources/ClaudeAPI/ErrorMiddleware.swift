@@ -62,7 +62,12 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
 
   /// An error's text for the log. A turn's failure may repeat what the agent said and is left out.
   private func logged(_ error: any Error) -> String {
-    if let problem = error as? Problem { problem.code } else { "\(error)" }
+    switch error {
+    case let problem as Problem: problem.code
+    // The turn has the prompt in it.
+    case SessionServiceError.postponed: "postponed"
+    default: "\(error)"
+    }
   }
 }
 
@@ -77,6 +82,13 @@ extension Problem {
       self.init(
         .tooManyRequests, "queue_full",
         "\(limit) messages wait for their turn in this session already; try again later.", retryAfter: retryAfter)
+    case .limited(let excess):
+      self.init(.registered(excess.status), excess.code, excess.detail, retryAfter: excess.retryAfter(.now()))
+      limit = excess
+    case .streamsExhausted(let maximum):
+      self.init(
+        .serviceUnavailable, "streams_exhausted",
+        "The server has \(maximum) streams open and takes no more; try again later.", retryAfter: 5)
     case .sessionDeleted:
       self.init(.gone, "session_deleted", "The session was deleted, and its turns with it.")
     case .turnState(.running):
@@ -103,6 +115,13 @@ extension Problem {
         .serviceUnavailable, "shutting_down",
         "The server is about to stop. A message that was accepted before is kept and runs after the next start.",
         retryAfter: 5)
+    case .postponed(let turn):
+      self.init(
+        .serviceUnavailable, "shutting_down",
+        "The server is about to restart. The message is accepted and runs after that: get its turn at the Location, or "
+          + "repeat the request with the Idempotency-Key that it had. Without one a repetition is another message.",
+        retryAfter: 5)
+      self.turn = turn
     case .diskFull:
       self.init(.registered(507), "disk_full", "The disk is full.")
     case .workspace:

@@ -65,6 +65,14 @@ struct JSONWriter {
     object(members)
   }
 
+  /// A member whose name is no constant.
+  mutating func member(_ name: String, object members: (inout JSONWriter) -> Void) {
+    separate()
+    string(name)
+    buffer.writeInteger(UInt8(ascii: ":"))
+    object(members)
+  }
+
   mutating func field<Element>(
     _ name: StaticString, array elements: some Sequence<Element>, _ write: (inout JSONWriter, Element) -> Void
   ) {

@@ -34,10 +34,9 @@ public struct KeySecret: Sendable, Equatable, CustomStringConvertible, CustomRef
   /// What the store keeps. The secret has 256 bits of chance, so nothing slower than SHA-256 is needed.
   public var digest: [UInt8] { Array(SHA256.hash(data: Array(text.utf8))) }
 
-  /// Whether it is this key. Takes as long for a wrong one, and for one that doesn't exist.
-  func matches(_ key: APIKey?) -> Bool {
+  /// Whether it is the digest of this key. Takes as long for a wrong one, and for one that doesn't exist.
+  static func matches(_ own: [UInt8], _ key: APIKey?) -> Bool {
     let expected = key?.digest ?? [UInt8](repeating: 0, count: SHA256.byteCount)
-    let own = digest
     guard own.count == expected.count else { return false }
     let difference = zip(own, expected).reduce(UInt8(0)) { $0 | ($1.0 ^ $1.1) }
     return difference == 0 && key != nil

@@ -16,8 +16,12 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var allow: String?
   /// What was decided, for a decision that came too late.
   public var approval: Approval?
+  /// The turn that the request made, although it failed.
+  public var turn: Turn?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// The limit of a key that was reached.
+  public var limit: LimitExcess?
 
   public init(
     _ status: HTTPResponse.Status, _ code: String, _ detail: String, retryAfter: Int? = nil, allow: String? = nil,
@@ -35,7 +39,9 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
     var headers: HTTPFields = [.contentType: "application/problem+json"]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
+    if let turn { headers[.location] = API.path(of: turn) }
     if let challenge { headers[.wwwAuthenticate] = challenge }
+    if let limit { headers.merge(limit, at: .now()) }
     var json = JSONWriter()
     json.object { json in
       json.field("type", "about:blank")
@@ -44,6 +50,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("detail", detail)
       json.field("code", code)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+      if let limit { json.field("limit", object: { $0.members(limit) }) }
+      if let turn { json.field("turn_id", turn.id.lowercaseString) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }
     }
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: json.finish()))

@@ -15,6 +15,10 @@ enum ConversationStart: Hashable, Sendable {
 struct ClaudeCommand {
   var session: ClaudeSession
   var options: ClaudeOptions
+  /// What the conversation may have cost in US dollars by the CLI's own count; nil for no bound.
+  var budgetUSD: Double?
+  /// That count at the start.
+  var costAtStart = 0.0
   var start: ConversationStart
   var configuration: ClaudeRunnerConfiguration
   /// Absolute path of the CLI.
@@ -56,7 +60,7 @@ struct ClaudeCommand {
     }
     if options.asksForPermission { arguments.append("--permission-prompt-tool=stdio") }
     if let maxTurns = options.maxTurns { arguments.append("--max-turns=\(maxTurns)") }
-    if let budget = options.maxBudgetUSD { arguments.append("--max-budget-usd=\(budget)") }
+    if let budget = budgetUSD { arguments.append("--max-budget-usd=\(budget)") }
     if let schema = options.jsonSchema { arguments.append("--json-schema=\(schema)") }
     if !options.mcpServers.isEmpty { arguments.append("--mcp-config=\(mcpFile)") }
     return arguments
@@ -193,6 +197,42 @@ struct Transcripts {
   /// Removes the session's own, which the CLI refuses to resume and, while it is there, to begin anew.
   func removeOwn() {
     for file in files() where isOwn(file) { unlink(file) }
+  }
+
+  /// What the CLI counts as the conversation's cost so far when it resumes it, in US dollars.
+  ///
+  /// - Parameter start: how it is started.
+  func recordedCost(_ start: ConversationStart) -> Double {
+    let file: String?
+    switch start {
+    case .new: return 0
+    case .resume: file = files().first(where: isOwn)
+    case .latest: file = files().filter { !isOwn($0) }.max { Self.modified($0) < Self.modified($1) }
+    }
+    guard let file else { return 0 }
+    // The CLI writes it at its end, as one of the last lines.
+    let lines = Self.end(of: file).split(separator: UInt8(ascii: "\n"))
+    for line in lines.reversed() where line.starts(with: #"{"type":"cost-state""#.utf8) {
+      if let cost = (try? JSONValue(parsing: line))?["totalCostUSD"]?.doubleValue { return cost }
+    }
+    return 0
+  }
+
+  private static func modified(_ path: String) -> Int {
+    var info = stat()
+    return stat(path, &info) == 0 ? info.st_mtim.tv_sec * 1_000_000_000 + info.st_mtim.tv_nsec : 0
+  }
+
+  private static func end(of path: String) -> [UInt8] {
+    // The agent may have put a pipe or a link there.
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+    guard descriptor >= 0 else { return [] }
+    defer { close(descriptor) }
+    var info = stat()
+    guard fstat(descriptor, &info) == 0, info.st_mode & S_IFMT == S_IFREG else { return [] }
+    var bytes = [UInt8](repeating: 0, count: 256 << 10)
+    let count = pread(descriptor, &bytes, bytes.count, max(0, info.st_size - bytes.count))
+    return Array(bytes.prefix(max(0, count)))
   }
 
   private static func entries(of path: String) -> [String] {

@@ -93,14 +93,23 @@ public struct ClaudeTurn: Sendable {
   /// Whether an earlier turn of the session got an answer, so that a CLI without memory of it is a failure.
   public var expectsHistory: Bool
 
+  /// For whom it runs: those that wait for a process are served in turns between owners.
+  public var owner: String
+  /// US dollars that this turn may cost, whatever the conversation has cost before; nil for no bound. The CLI looks
+  /// at it after each answer of the model, and so may go beyond it by one. A turn that reaches it fails with
+  /// `budget_exhausted`. A process whose bound leaves at least half of it serves the turn, too.
+  public var allowanceUSD: Double?
+
   public init(
     session: ClaudeSession, options: ClaudeOptions = ClaudeOptions(), prompt: String,
-    expectsHistory: Bool = false
+    expectsHistory: Bool = false, owner: String = "", allowanceUSD: Double? = nil
   ) {
     self.session = session
     self.options = options
     self.prompt = prompt
     self.expectsHistory = expectsHistory
+    self.owner = owner
+    self.allowanceUSD = allowanceUSD
   }
 }
 

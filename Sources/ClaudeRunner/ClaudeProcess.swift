@@ -351,6 +351,19 @@ actor ClaudeProcess {
     return true
   }
 
+  /// Whether a turn may run in this process that may cost so much: it must not be able to cost more, and its bound
+  /// must leave it at least half of that.
+  ///
+  /// - Parameter allowance: US dollars; nil for no bound but that of the options.
+  func allows(_ allowance: Double?) -> Bool {
+    guard let allowance else { return command.budgetUSD == options.maxBudgetUSD }
+    guard let budget = command.budgetUSD else { return false }
+    let spent = lastTotalCost ?? command.costAtStart
+    // A bound that the client has chosen may be as tight as it likes.
+    let wanted = min(spent + allowance / 2, options.maxBudgetUSD ?? .infinity)
+    return budget <= spent + allowance * 1.000_001 && budget >= wanted
+  }
+
   // MARK: the end
 
   /// Ends the process and waits until nothing of it is left.

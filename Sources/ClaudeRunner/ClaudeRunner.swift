@@ -93,9 +93,21 @@ public actor ClaudeRunner {
         // A process that had died before it could read the prompt says nothing about the prompt.
         guard error.code == .cliExited, !isNew, await process.wasLastTurnSilent, session.abort == nil,
           !isShuttingDown
-        else { throw error }
+        else { throw Self.explained(error, turn, process) }
       }
     }
+  }
+
+  /// The CLI's own words about a budget name one that the client doesn't know, unless it is the client's.
+  private static func explained(
+    _ failure: ClaudeFailure, _ turn: ClaudeTurn, _ process: ClaudeProcess
+  ) -> ClaudeFailure {
+    guard failure.code == .budgetExhausted, turn.allowanceUSD != nil,
+      process.command.budgetUSD != turn.options.maxBudgetUSD
+    else { return failure }
+    var failure = failure
+    failure.message = "The turn has spent what its key's budget allowed for it; GET /usage shows what is left."
+    return failure
   }
 
   private static let shuttingDown = ClaudeFailure(.shuttingDown, "The server is shutting down.")
@@ -112,16 +124,18 @@ public actor ClaudeRunner {
   private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess {
     if let process = session.process {
       let isGone = await process.isGone
-      if !isGone, !session.isEvicting, await process.adopt(turn.options) { return process }
+      if !isGone, !session.isEvicting, await process.allows(turn.allowanceUSD), await process.adopt(turn.options) {
+        return process
+      }
       // It is on its way out, or can't become what is wanted.
       await process.end(.closeInput, ClaudeFailure(.cancelled, "The process is being replaced."))
       await process.waitUntilGone()
     }
     if let abort = session.abort { throw abort }
-    try await acquire(places, session)
+    try await acquire(places, turn.owner, session)
     var hasPlace = true
     defer { if hasPlace { places.release() } }
-    try await acquire(startingPermits, session)
+    try await acquire(startingPermits, turn.owner, session)
     starting += 1
     defer {
       starting -= 1
@@ -131,9 +145,10 @@ public actor ClaudeRunner {
     let transcripts = Transcripts(session: turn.session)
     var (start, triesLeft) = (try await chooseStart(turn, transcripts), 3)
     while true {
+      let cost = await blocking { [start] in turn.allowanceUSD == nil ? 0 : transcripts.recordedCost(start) }
       var command = ClaudeCommand(
-        session: turn.session, options: turn.options, start: start, configuration: configuration,
-        executable: executable)
+        session: turn.session, options: turn.options, budgetUSD: Self.budget(turn, cost), costAtStart: cost,
+        start: start, configuration: configuration, executable: executable)
       try await blocking { [command] () throws(ClaudeFailure) in try command.writeFiles() }
       if let gateway = configuration.gateway {
         command.token = try await blocking { () throws(ClaudeFailure) in try gateway.admit(turn.session) }
@@ -178,6 +193,12 @@ public actor ClaudeRunner {
     }
   }
 
+  /// What the CLI is told that the conversation may cost: what its options say, or less if the turn may cost less.
+  private static func budget(_ turn: ClaudeTurn, _ spent: Double) -> Double? {
+    guard let allowance = turn.allowanceUSD else { return turn.options.maxBudgetUSD }
+    return min(turn.options.maxBudgetUSD ?? .infinity, spent + allowance)
+  }
+
   /// Decides by what the CLI has on disk, and not by what should be there.
   private func chooseStart(
     _ turn: ClaudeTurn, _ transcripts: Transcripts
@@ -205,8 +226,10 @@ public actor ClaudeRunner {
       "The Claude Code CLI has no record of this conversation any more. Create a new session to go on.")
   }
 
-  private func acquire(_ semaphore: FairSemaphore, _ session: Session) async throws(ClaudeFailure) {
-    let wait = Task { await semaphore.acquire { Task { await self.makeRoom() } } }
+  private func acquire(
+    _ semaphore: FairSemaphore, _ owner: String, _ session: Session
+  ) async throws(ClaudeFailure) {
+    let wait = Task { await semaphore.acquire(for: owner) { Task { await self.makeRoom() } } }
     session.wait = wait
     let granted = await withTaskCancellationHandler {
       await wait.value

@@ -72,6 +72,9 @@ actor Connection: Reactor.Handler {
   /// What is read ahead of the running request's end.
   private static let readAheadBytes = 64 << 10
   private static let sendTimeoutSeconds: UInt32 = 5
+  /// How long a web server that was asked to close a connection at rest may take.
+  private static let closingTimeout = Duration.seconds(1)
+  private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
   private let descriptor: CInt
@@ -89,6 +92,9 @@ actor Connection: Reactor.Handler {
   private var lastWriter: UInt64 = 0
   private var closesWhenSent = false
   private var isDraining = false
+  private var closingTimer: Reactor.TimerID?
+  /// The id of the latest request; web servers use the same one for all.
+  private var lastRequestID: UInt16 = 1
 
   nonisolated var unownedExecutor: UnownedSerialExecutor { reactor.asUnownedSerialExecutor() }
 
@@ -211,6 +217,8 @@ actor Connection: Reactor.Handler {
 
   private func start(length: Int) {
     cancelTimer(&requestTimer)
+    cancelTimer(&closingTimer)
+    lastRequestID = scanner.requestID
     let decoded: LibFCGI.DecodedRequest
     do {
       decoded = try input.withUnsafeReadableBytes {
@@ -225,7 +233,7 @@ actor Connection: Reactor.Handler {
     if input.readableBytes == 0 { input = ByteBuffer() }
     let number = environment.nextRequestNumber()
     var logger = environment.logger
-    logger[metadataKey: "hb.request.id"] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
+    logger[metadataKey: Self.requestIDKey] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
     let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
     let source = FastCGIRequestContextSource(logger: logger, parameters: decoded.parameters)
     var exchange = Exchange(
@@ -279,7 +287,7 @@ actor Connection: Reactor.Handler {
         try await response.body.write(writer)
         await send(number, ByteBuffer(responseHead: response), writer.body)
       } else {
-        await stream(number, response, source.logger)
+        await startStream(number, response, source.logger[metadataKey: Self.requestIDKey])
       }
     } catch {
       // A cancelled handler's failure is the consequence of its client's departure.
@@ -290,20 +298,39 @@ actor Connection: Reactor.Handler {
     }
   }
 
-  private nonisolated func stream(_ number: UInt64, _ response: Response, _ logger: Logger) async {
+  /// Sends the head at once, so that a stream's client learns that it is connected before the first event, and has
+  /// the body written by a task of its own: that of the handler has been through the whole application, and what it
+  /// took for that it would keep to its end.
+  private func startStream(_ number: UInt64, _ response: Response, _ requestID: Logger.MetadataValue?) {
+    guard case .answering(var exchange) = state, exchange.number == number else { return }
+    park(&exchange)
+    let body = response.body
+    // Not detached: it goes on with the values of the handler's task.
+    exchange.task = Task(executorPreference: reactor) { await self.stream(number, body, requestID) }
+    state = .answering(exchange)
+    sendStdout(ByteBuffer(responseHead: response), exchange.requestID)
+  }
+
+  private nonisolated func stream(
+    _ number: UInt64, _ body: ResponseBody, _ requestID: Logger.MetadataValue?
+  ) async {
     do {
-      // The head goes out at once: a stream's client learns that it is connected before the first event.
-      try await beginStream(number, ByteBuffer(responseHead: response))
-      try await response.body.write(BodyWriter(connection: self, number: number))
+      try await body.write(BodyWriter(connection: self, number: number))
       // A body that forgets to finish must not leave the client waiting.
       await endStream(number)
     } catch {
-      if !(error is ConnectionClosed), !Task.isCancelled {
-        logger.error("The body of an answer failed", metadata: ["error": "\(error)"])
-      }
+      report(error, requestID)
       // What has been sent can't be taken back. Without an end of request the web server knows that it's torn.
       await abort(number)
     }
+  }
+
+  /// Apart from its caller, whose frame every stream holds.
+  @inline(never)
+  private nonisolated func report(_ error: any Error, _ requestID: Logger.MetadataValue?) {
+    if error is ConnectionClosed || Task.isCancelled { return }
+    environment.logger.error(
+      "The body of an answer failed", metadata: ["error": "\(error)", Self.requestIDKey: requestID ?? "-"])
   }
 
   /// Sends a whole answer.
@@ -324,13 +351,6 @@ actor Connection: Reactor.Handler {
     sendStdout(head, exchange.requestID)
     sendStdout(body, exchange.requestID)
     sendEnd(exchange)
-  }
-
-  private func beginStream(_ number: UInt64, _ head: ByteBuffer) throws(ConnectionClosed) {
-    guard case .answering(var exchange) = state, exchange.number == number else { throw ConnectionClosed() }
-    park(&exchange)
-    state = .answering(exchange)
-    sendStdout(head, exchange.requestID)
   }
 
   /// Leaves libfcgi: from here on the answer is written by this file, and a stream at rest costs no buffers.
@@ -371,7 +391,7 @@ actor Connection: Reactor.Handler {
 
   private func next(_ exchange: Exchange) {
     guard !isClosed else { return }
-    guard exchange.keepsConnection, !isDraining else { return closeWhenSent() }
+    guard exchange.keepsConnection else { return closeWhenSent() }
     scanner = RecordScanner(
       maximumParamsBytes: environment.configuration.maximumParamsBytes,
       maximumBodyBytes: environment.configuration.maximumBodyBytes)
@@ -381,6 +401,7 @@ actor Connection: Reactor.Handler {
       isReadPaused = false
       receive()
     }
+    if isDraining { askForClosing() }
   }
 
   // MARK: Bytes out
@@ -527,6 +548,7 @@ actor Connection: Reactor.Handler {
     state = .closed
     cancelTimer(&requestTimer)
     cancelTimer(&writeTimer)
+    cancelTimer(&closingTimer)
     if let registration { reactor.remove(registration) }
     Glibc.close(descriptor)
     input = ByteBuffer()
@@ -537,10 +559,32 @@ actor Connection: Reactor.Handler {
     environment.connectionClosed()
   }
 
-  /// Lets a running request end and closes then; a connection at rest is closed at once.
+  /// Lets a running request end, and has the web server close the connection when it is at rest.
   func drain() {
     isDraining = true
-    if case .reading = state, outputBytes == 0 { close() }
+    askForClosing()
+  }
+
+  /// Asks the web server to close the connection if it is at rest, as far as can be seen from here.
+  ///
+  /// Closing it from this side would lose a request that the web server is just writing. An empty record of the
+  /// error stream doesn't: nginx closes an idle connection on which anything arrives, and one that has sent a request
+  /// passes such a record over and gets its answer. Who does neither is closed on after a while.
+  private func askForClosing() {
+    guard case .reading = state, input.readableBytes == 0, closingTimer == nil else { return }
+    var record = ByteBuffer()
+    record.writeFastCGIHeader(type: FastCGI.RecordType.stderr, requestID: lastRequestID, contentLength: 0)
+    send(record)
+    guard !isClosed else { return }
+    closingTimer = reactor.schedule(after: Self.closingTimeout) { [weak self] in
+      self?.assumeIsolated { $0.closeAtRest() }
+    }
+  }
+
+  private func closeAtRest() {
+    closingTimer = nil
+    // With a part of a request it has the time that a request has.
+    if case .reading = state, input.readableBytes == 0 { close() }
   }
 }
 

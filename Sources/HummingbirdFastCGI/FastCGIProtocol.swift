@@ -15,6 +15,7 @@ enum FastCGI {
     static let params: UInt8 = 4
     static let stdin: UInt8 = 5
     static let stdout: UInt8 = 6
+    static let stderr: UInt8 = 7
     static let getValues: UInt8 = 9
     static let getValuesResult: UInt8 = 10
     static let unknownType: UInt8 = 11

@@ -37,8 +37,16 @@ public struct FastCGIServerConfiguration: Sendable {
   public var writeTimeout: Duration = .seconds(60)
 
   /// How long running requests may go on after a graceful shutdown has begun; then their tasks are cancelled.
-  /// Default 30 s.
+  /// Connections are not accepted any more by then; connections at rest are closed by agreement with the web server,
+  /// so that no request is lost. Default 30 s.
   public var drainTimeout: Duration = .seconds(30)
+
+  /// Called on the thread that serves all connections, about once in ``heartbeatInterval`` as long as that thread gets
+  /// round to it. It must not block.
+  public var onHeartbeat: (@Sendable () -> Void)?
+
+  /// Default 1 s.
+  public var heartbeatInterval: Duration = .seconds(1)
 
   public init(address: Address) {
     self.address = address

@@ -30,11 +30,12 @@ final class LibFCGI {
     let body: ByteBuffer
   }
 
-  private static let readBuffer = 8192
   /// Longer content of the scratch file is given back to the system after use.
   private static let keptScratch = 256 << 10
 
   private var scratch: CInt
+  /// Bodies are read here first, so that a request without one takes nothing for it.
+  private let readBuffer = UnsafeMutableBufferPointer<CChar>.allocate(capacity: 8192)
   private var names: [String: HTTPField.Name] = [:]
 
   /// libfcgi keeps one state a process, which is made here at the first use.
@@ -45,6 +46,7 @@ final class LibFCGI {
 
   deinit {
     close(scratch)
+    readBuffer.deallocate()
   }
 
   private static let initialiseOnce: Result<Void, FastCGIServerError> = {
@@ -99,12 +101,9 @@ final class LibFCGI {
     if let input = pointer.pointee.in {
       if let length = builder.contentLength, length > 0 { body.reserveCapacity(min(length, records.count)) }
       while true {
-        let count = body.writeWithUnsafeMutableBytes(minimumWritableBytes: Self.readBuffer) { space in
-          let count = FCGX_GetStr(
-            space.baseAddress?.assumingMemoryBound(to: CChar.self), CInt(clamping: space.count), input)
-          return Int(max(count, 0))
-        }
-        if count == 0 { break }
+        let count = FCGX_GetStr(readBuffer.baseAddress, CInt(readBuffer.count), input)
+        if count <= 0 { break }
+        body.writeBytes(UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(readBuffer)[..<Int(count)]))
       }
       let error = FCGX_GetError(input)
       guard error == 0 else {

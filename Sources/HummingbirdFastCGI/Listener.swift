@@ -16,6 +16,7 @@ actor Listener: Reactor.Handler {
   private var isPaused = false
   private var isDraining = false
   private var drained: CheckedContinuation<Void, Never>?
+  private var heartbeat: Reactor.TimerID?
 
   nonisolated var unownedExecutor: UnownedSerialExecutor { reactor.asUnownedSerialExecutor() }
 
@@ -30,6 +31,15 @@ actor Listener: Reactor.Handler {
       self?.assumeIsolated { $0.connectionClosed() }
     }
     registration = try reactor.addInput(socket, handler: self)
+    beat()
+  }
+
+  private func beat() {
+    guard let onHeartbeat = environment.configuration.onHeartbeat else { return }
+    onHeartbeat()
+    heartbeat = reactor.schedule(after: environment.configuration.heartbeatInterval) { [weak self] in
+      self?.assumeIsolated { $0.beat() }
+    }
   }
 
   nonisolated func descriptorReady(_ events: UInt32) {
@@ -99,6 +109,8 @@ actor Listener: Reactor.Handler {
       await withCheckedContinuation { drained = $0 }
       reactor.cancel(timer)
     }
+    if let heartbeat { reactor.cancel(heartbeat) }
+    heartbeat = nil
   }
 
   private func drainConnections() {

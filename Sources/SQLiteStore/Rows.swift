@@ -32,7 +32,7 @@ struct TurnRow {
     turns.structured_output, turns.failure_code, turns.failure_detail, turns.failure_status, \
     turns.failure_retry_after, turns.input_tokens, turns.output_tokens, turns.cache_read_tokens, \
     turns.cache_creation_tokens, turns.cost_usd, turns.duration_ms, turns.model_turns, \
-    sessions.deleted_at IS NOT NULL
+    sessions.deleted_at IS NOT NULL, sessions.owner, turns.reserved
     """
   static let source = "turns JOIN sessions ON sessions.position = turns.session"
 
@@ -41,6 +41,9 @@ struct TurnRow {
   var turn: Turn
   /// Whether the deletion of its session has begun.
   let isInDeletion: Bool
+  let sessionOwner: String?
+  /// What it may spend while it runs, in billionths of a US dollar.
+  let reserved: Int64?
 
   init(_ row: Row) throws {
     position = try row.integer(0)
@@ -54,6 +57,8 @@ struct TurnRow {
       usage: try Self.usage(row), costUSD: try row.decode(Double?.self, atIndex: 22),
       durationMilliseconds: try row.integerOrNil(23), modelTurns: try row.integerOrNil(24).map { Int($0) })
     isInDeletion = try row.flag(25)
+    sessionOwner = try row.freeTextOrNil(26)
+    reserved = try row.integerOrNil(27)
   }
 
   private static func failure(_ row: Row) throws -> TurnFailure? {
@@ -128,6 +133,14 @@ extension Database {
     return position
   }
 
+  func sessionPositionAndOwner(_ id: UUID) throws -> (position: Int64, owner: String?) {
+    let found = try first("SELECT position, owner FROM sessions WHERE id = ? AND deleted_at IS NULL", [id]) {
+      (position: try $0.integer(0), owner: try $0.freeTextOrNil(1))
+    }
+    guard let found else { throw SessionStoreError.sessionNotFound(id) }
+    return found
+  }
+
   /// A turn, also of a session whose deletion has begun.
   func turnRowOrNil(_ id: UUID) throws -> TurnRow? {
     try first("SELECT \(TurnRow.columns) FROM \(TurnRow.source) WHERE turns.id = ?", [id], TurnRow.init)
@@ -161,7 +174,10 @@ extension Database {
 
   // MARK: Writing
 
-  func insert(_ new: NewTurn, session: Int64, sessionID: UUID) throws -> Turn {
+  /// Adds a turn and counts it for its keys.
+  ///
+  /// - Parameter owner: of the session.
+  func insert(_ new: NewTurn, session: Int64, sessionID: UUID, owner: String?) throws -> Turn {
     let number =
       try first("SELECT max(number) FROM turns WHERE session = ?", [session]) {
         try $0.integerOrNil(0).map { Int($0) }
@@ -178,6 +194,9 @@ extension Database {
         turn.id, session, turn.number, freeText(turn.prompt), turn.options, freeText(turn.owner),
         turn.state.rawValue, turn.createdAt.microseconds,
       ])
+    for key in KeyLimitPolicy.keys(owner: owner, sender: new.owner) {
+      try book(key, at: new.createdAt, turns: 1, tokens: 0, cost: 0)
+    }
     return turn
   }
 

@@ -4,7 +4,8 @@ public import Sessions
 
 extension SQLiteSessionStore {
   public func createSession(
-    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?,
+    accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> SessionAdmission {
     try await writer.perform(.power) { database in
       if let idempotency,
@@ -21,6 +22,9 @@ extension SQLiteSessionStore {
         throw SessionStoreError.alreadyExists("Session \(session.id.lowercaseString)")
       }
       if let firstTurn { try database.checkIsNew(firstTurn) }
+      let now = session.createdAt
+      try Admission.checkSession(accounts, at: now) { try database.usage(of: $0, at: now) }
+      if firstTurn != nil { try Admission.checkNewTurn(accounts, at: now) { try database.usage(of: $0, at: now) } }
       try database.run(
         """
         INSERT INTO sessions (id, name, created_at, last_used, workspace, owner, parent_id, options, metadata,
@@ -33,7 +37,9 @@ extension SQLiteSessionStore {
           session.metadata, session.hasConversation, session.deletedAt?.microseconds,
         ])
       let position = database.lastInsertedRowID
-      let turn = try firstTurn.map { try database.insert($0, session: position, sessionID: session.id) }
+      let turn = try firstTurn.map {
+        try database.insert($0, session: position, sessionID: session.id, owner: session.owner)
+      }
       let added = try database.append(events, session: position, sessionID: session.id)
       try database.remember(idempotency, session: session.id, turn: turn?.id, at: session.createdAt)
       return .created(session, firstTurn: turn, events: added)

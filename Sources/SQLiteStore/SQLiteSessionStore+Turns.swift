@@ -4,10 +4,10 @@ public import Sessions
 
 extension SQLiteSessionStore {
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnAdmission {
     try await writer.perform(.power) { database in
-      let session = try database.sessionPosition(turn.sessionID)
+      let (session, owner) = try database.sessionPositionAndOwner(turn.sessionID)
       if let idempotency,
         let record = try database.idempotencyRecord(idempotency.key, at: turn.createdAt)
       {
@@ -23,7 +23,8 @@ extension SQLiteSessionStore {
         if let unfinished, unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
       }
       try database.checkIsNew(turn)
-      let added = try database.insert(turn, session: session, sessionID: turn.sessionID)
+      try Admission.checkNewTurn(accounts, at: turn.createdAt) { try database.usage(of: $0, at: turn.createdAt) }
+      let added = try database.insert(turn, session: session, sessionID: turn.sessionID, owner: owner)
       try database.touch(session: session, at: turn.createdAt)
       try database.remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
       return .created(
@@ -32,7 +33,7 @@ extension SQLiteSessionStore {
   }
 
   public func startTurn(
-    _ id: UUID, at now: Timestamp, events: [NewEvent]
+    _ id: UUID, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnChange {
     // Were the start lost with the power, the turn would be found queued, and its prompt would run twice.
     try await writer.perform(.power) { database in
@@ -42,14 +43,16 @@ extension SQLiteSessionStore {
         "SELECT id FROM turns WHERE session = ? AND state = 'running'", [row.sessionPosition]
       ) { try $0.uuid(0) }
       if let running { throw SessionStoreError.conflict(.sessionBusy(runningTurn: running)) }
+      let allowance = try Admission.checkStart(accounts, at: now) { try database.usage(of: $0, at: now) }
       row.turn.state = .running
       row.turn.startedAt = now
       try database.run(
-        "UPDATE turns SET state = 'running', started_at = ? WHERE position = ?",
-        [now.microseconds, row.position])
+        "UPDATE turns SET state = 'running', started_at = ?, reserved = ? WHERE position = ?",
+        [now.microseconds, allowance, row.position])
       return TurnChange(
         turn: row.turn,
-        events: try database.append(events, session: row.sessionPosition, sessionID: row.turn.sessionID))
+        events: try database.append(events, session: row.sessionPosition, sessionID: row.turn.sessionID),
+        allowance: allowance)
     }
   }
 
@@ -70,6 +73,7 @@ extension SQLiteSessionStore {
       row.turn.durationMilliseconds = outcome.durationMilliseconds
       row.turn.modelTurns = outcome.modelTurns
       try database.saveOutcome(of: row)
+      try database.charge(row, outcome)
       try database.touch(session: row.sessionPosition, at: outcome.finishedAt)
       let voided = try database.voidApprovals(turn: row.position, at: outcome.finishedAt)
       return TurnChange(
@@ -122,6 +126,7 @@ extension SQLiteSessionStore {
         row.turn.finishedAt = now
         row.turn.failure = .serverStopped
         try database.saveOutcome(of: row)
+        try database.charge(row, TurnOutcome(state: .interrupted, finishedAt: now, isCostUnknown: true))
         guard !row.isInDeletion else { continue }
         turns[row.sessionPosition, default: []].append(row.turn)
         ids[row.sessionPosition] = row.turn.sessionID

@@ -92,9 +92,17 @@ public final class SQLiteSessionStore: SessionStore {
   }
 
   public func backup(to path: String) async throws(SessionStoreError) {
-    try await Self.offPool(path: path) { [configuration] in
-      try Self.backUp(configuration, to: path)
-    }
+    try await Self.backup(configuration, to: path)
+  }
+
+  /// Copies a database that may be in use by another process, as it is at one moment and without changing it, and
+  /// checks the copy.
+  ///
+  /// - Throws: `alreadyExists` if there is a file at `path`; `corrupt`.
+  public static func backup(
+    _ configuration: SQLiteStoreConfiguration, to path: String
+  ) async throws(SessionStoreError) {
+    try await offPool(path: path) { try backUp(configuration, to: path) }
   }
 
   public func close() async {
@@ -178,6 +186,8 @@ public final class SQLiteSessionStore: SessionStore {
       let target = try DatabaseQueue(path: partial)
       // In one step, and so of one moment. Readers and, in WAL mode, the writer go on meanwhile.
       try source.backup(to: target)
+      let findings = try target.inDatabase { try String.fetchAll($0, sql: "PRAGMA quick_check(1)") }
+      guard findings == ["ok"] else { throw SessionStoreError.corrupt(path: configuration.path) }
       try target.close()
       try source.close()
       guard fsync(descriptor) == 0 else { throw FileError(call: "fsync", path: partial) }

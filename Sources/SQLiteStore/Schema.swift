@@ -8,6 +8,7 @@ enum Schema {
     var migrator = DatabaseMigrator()
     migrator.registerMigration("001-sessions") { try $0.execute(sql: sessions) }
     migrator.registerMigration("002-keys") { try $0.execute(sql: keys) }
+    migrator.registerMigration("003-limits") { try $0.execute(sql: limits) }
     return migrator
   }
 
@@ -133,5 +134,29 @@ enum Schema {
       expires_at INTEGER,
       revoked_at INTEGER
     ) STRICT, WITHOUT ROWID;
+    """
+
+  /// `usage` is the books: what counts for a key in an hour since 1970, the key '' standing for none. Its rows are no
+  /// references and outlive sessions. Money is in billionths of a US dollar, so that sums are exact.
+  ///
+  /// What turns of earlier versions used is taken over as far as their sessions are there.
+  private static let limits = """
+    ALTER TABLE api_keys ADD COLUMN limits TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE turns ADD COLUMN reserved INTEGER;
+
+    CREATE TABLE usage (
+      key TEXT NOT NULL,
+      hour INTEGER NOT NULL,
+      turns INTEGER NOT NULL,
+      tokens INTEGER NOT NULL,
+      cost INTEGER NOT NULL,
+      PRIMARY KEY (key, hour)
+    ) STRICT, WITHOUT ROWID;
+
+    INSERT INTO usage (key, hour, turns, tokens, cost)
+      SELECT coalesce(sessions.owner, turns.owner, ''), coalesce(turns.finished_at, turns.created_at) / 3600000000,
+        count(*), coalesce(sum(turns.input_tokens + turns.output_tokens + turns.cache_creation_tokens), 0),
+        CAST(round(coalesce(sum(turns.cost_usd), 0) * 1000000000) AS INTEGER)
+      FROM turns JOIN sessions ON sessions.position = turns.session GROUP BY 1, 2;
     """
 }

@@ -50,12 +50,7 @@ final class ControlGroups: Sendable {
       }
       // Version 2 hands a controller down only if it is told to.
       let control = parent + "/cgroup.subtree_control"
-      if access(control, F_OK) == 0 {
-        let available = (try? String(contentsOfFile: parent + "/cgroup.controllers", encoding: .utf8)) ?? ""
-        let wanted = available.split { $0 == " " || $0 == "\n" }
-          .filter { ControlGroupDiscovery.controllers.contains(String($0)) }
-        try Self.write(wanted.map { "+\($0)" }.joined(separator: " "), to: control)
-      }
+      if access(control, F_OK) == 0 { try Self.handDown(in: parent, control) }
       let trial = parent + "/trial"
       guard mkdir(trial, 0o755) == 0 || errno == EEXIST else {
         throw SandboxError("No group can be made in \(parent): \(String(cString: strerror(errno)))")
@@ -90,6 +85,13 @@ final class ControlGroups: Sendable {
     entered.withLock { $0 = [:] }
     removeEmpty()
     for parent in parents where access(parent + "/cgroup.subtree_control", F_OK) != 0 { rmdir(parent) }
+  }
+
+  private static func handDown(in parent: String, _ control: String) throws(SandboxError) {
+    let text = FileManager.default.contents(atPath: parent + "/cgroup.controllers") ?? Data()
+    let available = String(decoding: text, as: UTF8.self).split(whereSeparator: \.isWhitespace)
+    let wanted = ["pids", "memory", "cpu"].filter { available.contains($0[...]) }
+    if !wanted.isEmpty { try write(wanted.map { "+" + $0 }.joined(separator: " "), to: control) }
   }
 
   /// Makes the groups of a session with their limits.

@@ -51,7 +51,7 @@ extension Workspaces {
     }
   }
 
-  private static func withDirectory(_ parent: CInt, _ name: String, _ body: (CInt) throws -> Void) throws {
+  static func withDirectory(_ parent: CInt, _ name: String, _ body: (CInt) throws -> Void) throws {
     let descriptor = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
     guard descriptor >= 0 else { throw WorkspaceError(operation: "open \(name)", errno: errno) }
     defer { close(descriptor) }

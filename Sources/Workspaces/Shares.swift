@@ -138,7 +138,7 @@ extension Workspaces {
     return key
   }
 
-  private func readKey() throws -> [UInt8]? {
+  func readKey() throws -> [UInt8]? {
     let opened = openat(stagingDescriptor, Self.shareKey, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)
     if opened < 0, errno == ENOENT { return nil }
     let file = try Descriptor(opened, "open the key")

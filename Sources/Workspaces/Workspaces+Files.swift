@@ -58,17 +58,28 @@ extension Workspaces {
 
   /// The status of an entry if it can be had without waiting for a disk, so that a thread that mustn't wait may ask;
   /// nil if it can't, or if there is anything unusual.
-  public func statusIfCached(_ path: RelativePath, of session: UUID) -> FileStatus? {
-    let parent = Self.name(session).withCString {
-      clinux_open_beneath(rootDescriptor, $0, pathOnly | O_DIRECTORY, 0, 1)
+  ///
+  /// The content comes with it if it is a file of no more than `limit` bytes, and if it, too, can be had at once.
+  public func lookIfCached(
+    _ path: RelativePath, of session: UUID, contentUpTo limit: Int = 0
+  ) -> (status: FileStatus, content: [UInt8]?)? {
+    // Beneath the root, and without a link or a step upwards, it is in the session's directory.
+    let whole = Array((Self.name(session) + "/").utf8) + (path.isRoot ? [UInt8(ascii: ".")] : path.bytes)
+    let beneath = { [rootDescriptor] (flags: Int32) throws(FileError) in
+      try Descriptor(
+        withSystemName(whole[...]) { clinux_open_beneath(rootDescriptor, $0, flags | O_NOFOLLOW, 0, 1) }, "openat2")
     }
-    guard parent >= 0 else { return nil }
-    defer { close(parent) }
-    let descriptor = Beneath(directory: parent).open(path, pathOnly | O_NOFOLLOW, isCached: true)
-    guard descriptor >= 0 else { return nil }
-    defer { close(descriptor) }
-    var status = stat()
-    return fstat(descriptor, &status) == 0 ? FileStatus(status) : nil
+    guard let status = try? beneath(pathOnly).status() else { return nil }
+    // Only what has been seen to be a file is opened: to open a pipe or a device may have consequences.
+    guard status.kind == .file, status.size <= limit, let file = try? beneath(O_RDONLY | O_NONBLOCK | O_NOCTTY),
+      // Another one may have taken its place, and it may be changing.
+      let opened = try? file.status(), opened == status
+    else { return (status, nil) }
+    let size = Int(status.size)
+    let content = [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+      count = max(0, clinux_read_cached(file.raw, buffer.baseAddress, size))
+    }
+    return (status, content.count == size ? content : nil)
   }
 
   /// - Throws: ``FileError``

@@ -17,7 +17,8 @@ struct ClaudeTurnRunner: TurnRunner {
       configDirectory: request.configurationDirectory, account: request.session.owner)
     let turn = ClaudeTurn(
       session: session, options: options(request.options), prompt: request.turn.prompt,
-      expectsHistory: request.session.hasConversation)
+      expectsHistory: request.session.hasConversation, owner: request.session.owner ?? "",
+      allowanceUSD: request.allowanceUSD)
     do throws(ClaudeFailure) {
       let result = try await runner.run(turn, onMessage: { await onMessage($0.json) })
       return TurnResult(
@@ -77,14 +78,19 @@ struct ClaudeTurnRunner: TurnRunner {
 
 extension TurnAccounts {
   fileprivate init(_ result: ClaudeTurnResult) {
+    // Without a result message the CLI has counted nothing.
+    let isReported = result.raw != nil
     self.init(
-      usage: TokenUsage(
-        inputTokens: result.usage.inputTokens, outputTokens: result.usage.outputTokens,
-        cacheReadTokens: result.usage.cacheReadTokens, cacheCreationTokens: result.usage.cacheCreationTokens),
-      costUSD: result.costUSD,
+      usage: isReported
+        ? TokenUsage(
+          inputTokens: result.usage.inputTokens, outputTokens: result.usage.outputTokens,
+          cacheReadTokens: result.usage.cacheReadTokens, cacheCreationTokens: result.usage.cacheCreationTokens)
+        : nil,
+      costUSD: isReported ? result.costUSD : nil,
       durationMilliseconds: result.duration.components.seconds * 1000
         + result.duration.components.attoseconds / 1_000_000_000_000_000,
-      modelTurns: result.numTurns)
+      modelTurns: isReported ? result.numTurns : nil,
+      isIncomplete: !isReported)
   }
 }
 

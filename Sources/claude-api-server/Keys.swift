@@ -7,21 +7,14 @@ import Sessions
 /// The API's keys. Each command works beside a running server, which heeds it with the next request.
 struct Keys: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Create, list, rotate and revoke the keys of the API.",
-    subcommands: [Create.self, List.self, Rotate.self, Revoke.self])
+    abstract: "Create, list, limit, rotate and revoke the keys of the API.",
+    subcommands: [Create.self, List.self, Limit.self, Rotate.self, Revoke.self])
 
   struct Location: ParsableArguments {
-    @Option(help: "The server's state directory (default as for serve).")
-    var stateDir: String?
+    @OptionGroup var state: StateLocation
 
     func withStore<T>(_ body: (SQLiteSessionStore, WatchedKeyStore) async throws -> T) async throws -> T {
-      let configuration: ServerConfiguration
-      do {
-        configuration = try await ServerConfiguration(
-          arguments: stateDir.map { ["--state-dir=\($0)"] } ?? [], environment: ProcessInfo.processInfo.environment)
-      } catch let error as SettingsError {
-        throw ValidationError("\(error)")
-      }
+      let configuration = try await state.configuration()
       let store = try await SQLiteSessionStore.open(
         SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
       do {
@@ -54,6 +47,9 @@ struct Keys: AsyncParsableCommand {
     @Option(help: "The id of the only session that the key is good for.")
     var session: SessionID?
 
+    @Option(name: .customLong("limit"), help: LimitSetting.help)
+    var limits: [LimitSetting] = []
+
     func validate() throws {
       guard (1...200).contains(name.utf8.count), name.unicodeScalars.allSatisfy({ $0.properties.isPrintable }) else {
         throw ValidationError("The name must have 1 to 200 bytes and no control characters.")
@@ -66,7 +62,8 @@ struct Keys: AsyncParsableCommand {
       let now = Timestamp.now()
       let key = APIKey(
         id: secret.id, name: name, role: role.role, sessionID: session?.id, digest: secret.digest, createdAt: now,
-        expiresAt: expiresIn.map { now.advanced(by: $0.duration) })
+        expiresAt: expiresIn.map { now.advanced(by: $0.duration) },
+        limits: LimitSetting.applied(limits, to: KeyLimits()))
       try await location.withStore { store, keys in
         if let id = session?.id { _ = try await store.session(id) }
         try await keys.addKey(key)
@@ -77,7 +74,7 @@ struct Keys: AsyncParsableCommand {
 
   struct List: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "List the keys, with tabs between id, role, state, creation, expiry, session and name.")
+      abstract: "List the keys, with tabs between id, role, state, creation, expiry, session, name and own limits.")
 
     @OptionGroup var location: Location
 
@@ -88,8 +85,71 @@ struct Keys: AsyncParsableCommand {
         print(
           [
             key.id, key.role.rawValue, state, key.createdAt.description, key.expiresAt?.description ?? "-",
-            key.sessionID?.lowercaseString ?? "-", key.name,
+            key.sessionID?.lowercaseString ?? "-", key.name, key.limits.isEmpty ? "-" : LimitSetting.text(key.limits),
           ].joined(separator: "\t"))
+      }
+    }
+  }
+
+  struct Limit: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Show or change what a key may use. It holds at once.")
+
+    @OptionGroup var location: Location
+    @Argument(help: "The key's id, as in the list.") var id: String
+    @Argument(help: LimitSetting.help) var limits: [LimitSetting] = []
+
+    func run() async throws {
+      let key = try await location.withStore { store, keys in
+        guard let key = try await store.lookUpKey(id).key else { return nil as APIKey? }
+        if limits.isEmpty { return key }
+        return try await keys.setKeyLimits(id, to: LimitSetting.applied(limits, to: key.limits))
+      }
+      guard let key else { throw ValidationError("There is no key \(id), or it is revoked.") }
+      for limit in KeyLimit.allCases {
+        print("\(limit.rawValue)\t\(LimitSetting.text(limit, key.limits[setting: limit]) ?? "default")")
+      }
+    }
+  }
+
+  /// A limit and its amount on the command line.
+  struct LimitSetting: ExpressibleByArgument {
+    let limit: KeyLimit
+    /// Nil leaves it to the server.
+    let setting: KeyLimits.Setting?
+
+    static let help = ArgumentHelp(
+      "What the key may use: \(KeyLimit.allCases.map(\.rawValue).joined(separator: ", ")), with a number, none, or "
+        + "default for what the server's settings say.",
+      valueName: "name=amount")
+
+    init?(argument: String) {
+      let parts = argument.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+      guard parts.count == 2, let limit = KeyLimit(rawValue: parts[0]) else { return nil }
+      self.limit = limit
+      switch parts[1] {
+      case "none": setting = .unlimited
+      case "default": setting = nil
+      default:
+        guard let amount = limit.amount(parts[1]) else { return nil }
+        setting = .maximum(amount)
+      }
+    }
+
+    static func applied(_ settings: [LimitSetting], to limits: KeyLimits) -> KeyLimits {
+      settings.reduce(into: limits) { $0[setting: $1.limit] = $1.setting }
+    }
+
+    static func text(_ limits: KeyLimits) -> String {
+      KeyLimit.allCases.compactMap { limit in text(limit, limits[setting: limit]).map { "\(limit.rawValue)=\($0)" } }
+        .joined(separator: " ")
+    }
+
+    static func text(_ limit: KeyLimit, _ setting: KeyLimits.Setting?) -> String? {
+      switch setting {
+      case nil: nil
+      case .unlimited: "none"
+      case .maximum(let amount): limit.text(amount)
       }
     }
   }

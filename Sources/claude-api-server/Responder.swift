@@ -28,16 +28,21 @@ struct Responder {
   }
 
   func run() async throws {
+    let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
+    try Workspaces.makeDirectories(configuration.stateDirectory)
+    // Only now is it certain that no other responder uses this state.
+    let lock = try StateLock(configuration.stateDirectory)
+    defer { withExtendedLifetime(lock) {} }
     let workspaces = try Workspaces(
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
       limits: configuration.files.limits)
-    try Workspaces.makeDirectories(
-      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    let address = try address(manager)
     let gateway = gateway
     try Workspaces.makeDirectories(gateway.socketDirectory)
     try Workspaces.makeDirectories(gateway.tokenDirectory)
     let store = try await SQLiteSessionStore.open(
       SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    let watchdog = Watchdog(manager, store, logger)
     let sandbox = try await Sandboxing(configuration, logger).sandbox()
     var runnerConfiguration = runnerConfiguration
     runnerConfiguration.sandbox = sandbox
@@ -48,47 +53,53 @@ struct Responder {
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
     bounds.approvalTimeout = configuration.approvalTimeout
+    bounds.maximumRunningTurns = runnerConfiguration.maximumProcesses
+    bounds.maximumStreams = configuration.maximumStreams
+    let reserve = configuration.memoryReserve
+    bounds.hasRoom = { Memory.available() ?? .max >= reserve }
+    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let service = SessionService(
       store: store, workspaces: workspaces,
       runner: ClaudeTurnRunner(runner: runner, defaults: options),
-      configuration: bounds, logger: logger)
+      limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, logger: logger)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
-    let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
       files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)))
     let server = FastCGIServer(
       responder: api.responder(),
-      configuration: transportConfiguration, logger: logger,
+      configuration: transportConfiguration(address, watchdog), logger: logger,
       onListening: {
-        // Only now is it certain that no other responder uses this state.
         await runner.killStrays()
         try gateway.prepare()
         try await workspaces.removeLeftovers()
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(
-            "There are no keys: every program on this machine may use this server, and nobody else",
+            configuration.requiresKeys
+              ? "There are no keys: nobody may use this server"
+              : "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
           if sandbox == nil || configuration.sandbox.network == .open {
             logger.warning("That includes the agents, who reach this machine's network and so all sessions")
           }
         }
         examination.withLock { $0 = Task { await report(runner, gateway) } }
-        logger.info(
-          "Listening", metadata: ["socket": "\(configuration.socketPath)", "version": "\(Server.version)"])
+        try manager.tell(.ready)
+        logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
       })
+    let watching = Task { await watchdog?.run() }
+    defer { watching.cancel() }
     try await ServiceGroup(
       // They are stopped from the last to the first.
       services: [
-        server, StreamEnd(service: service),
-        StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        server, StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
+        Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
     ).run()
-    logger.info("Stopping")
     examination.withLock { $0?.cancel() }
     await service.shutdown()
     await runner.shutdown(grace: .seconds(5))
@@ -139,10 +150,20 @@ struct Responder {
     return runner
   }
 
+  /// One key alone can't take all places, unless the settings say so; without keys there is nobody to share with.
+  private func limits(_ keys: any KeyStore, places: Int) -> KeyLimitPolicy {
+    var defaults = configuration.keyLimits
+    if defaults[setting: .runningTurns] == nil {
+      defaults[setting: .runningTurns] = .maximum(Int64(max(1, places * 3 / 4)))
+    }
+    return KeyLimitPolicy(keys: keys, defaults: defaults, withoutKey: configuration.keyLimits)
+  }
+
   private var apiConfiguration: APIConfiguration {
     var api = APIConfiguration(version: Server.version, model: model)
     api.maximumBodyBytes = configuration.maximumBody
     api.maximumPromptBytes = configuration.maximumPrompt
+    api.requiresKeys = configuration.requiresKeys
     return api
   }
 
@@ -171,21 +192,52 @@ struct Responder {
     return .configured(host: configuration.modelURL == nil ? nil : configuration.modelHost)
   }
 
-  private var transportConfiguration: FastCGIServerConfiguration {
-    var transport = FastCGIServerConfiguration(address: .unixSocket(path: configuration.socketPath, mode: 0o660))
+  private func address(_ manager: ServiceManager) throws -> FastCGIServerConfiguration.Address {
+    if let descriptor = manager.sockets[.fastCGI] { return .inherited(descriptor: descriptor) }
+    try Workspaces.makeDirectories(
+      URL(filePath: configuration.socketPath).deletingLastPathComponent().path(percentEncoded: false))
+    return .unixSocket(path: configuration.socketPath, mode: 0o660)
+  }
+
+  private func transportConfiguration(
+    _ address: FastCGIServerConfiguration.Address, _ watchdog: Watchdog?
+  ) -> FastCGIServerConfiguration {
+    var transport = FastCGIServerConfiguration(address: address)
     transport.maximumBodyBytes = configuration.maximumBody
-    transport.drainTimeout = configuration.drainTimeout
+    transport.drainTimeout = Drain.requestPatience
+    if let watchdog {
+      transport.onHeartbeat = { watchdog.beat() }
+      transport.heartbeatInterval = watchdog.heartbeatInterval
+    }
     return transport
   }
 }
 
-/// Ends the streams of events when a graceful shutdown begins: they would keep the server from coming to its end.
-private struct StreamEnd: Service {
+/// Lets the running turns come to their end when a graceful shutdown begins, while requests are served as before.
+/// The server, which comes after this, then finishes those that it has and takes no more.
+private struct Drain: Service {
+  /// How long requests may go on once no turn runs any more.
+  static let requestPatience = Duration.seconds(30)
+  /// For what comes after that: processes of the CLI that have to be killed, the closing of the store.
+  private static let reserve = Duration.seconds(60)
+
   let service: SessionService
+  let manager: ServiceManager
+  /// How long the turns may go on.
+  let patience: Duration
+  let logger: Logger
 
   func run() async throws {
+    // They would keep the server from coming to its end.
     defer { service.endStreams() }
     try await gracefulShutdown()
+    logger.info("Stopping; running turns have \(patience) to end, what waits runs after the next start")
+    do throws(ServiceManager.Failure) {
+      try manager.tell(.stopping(within: patience + Self.requestPatience + Self.reserve))
+    } catch {
+      logger.error("The service manager can't be reached", metadata: ["error": "\(error)"])
+    }
+    await service.shutdown(patience: patience)
   }
 }
 

@@ -15,6 +15,17 @@ struct Sandboxing {
     self.logger = logger
   }
 
+  private func controlGroups() -> ControlGroupSource {
+    guard settings.controlGroups == .directories([DelegatedControlGroup.setting]) else { return settings.controlGroups }
+    do {
+      return .directories([try DelegatedControlGroup.prepare()])
+    } catch {
+      // Without it the limits of processes hold.
+      logger.warning("There is no control group for the sessions", metadata: ["reason": "\(error)"])
+      return .none
+    }
+  }
+
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
   func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
@@ -31,7 +42,7 @@ struct Sandboxing {
     configuration.maximumProcessors = settings.maximumProcessors
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
-    configuration.controlGroups = settings.controlGroups
+    configuration.controlGroups = controlGroups()
     configuration.network = settings.network ?? .modelOnly
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)

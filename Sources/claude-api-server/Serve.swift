@@ -39,6 +39,12 @@ struct Serve: AsyncParsableCommand {
     } catch let error as FastCGIServerError {
       try Self.complain("\(error)")
       throw ExitCode(1)
+    } catch let error as StateLock.Failure {
+      try Self.complain("\(error)")
+      throw ExitCode(1)
+    } catch let error as ServiceManager.Failure {
+      try Self.complain("\(error)")
+      throw ExitCode(1)
     } catch let error as SessionStoreError {
       try Self.complain("\(error)")
       throw ExitCode(1)

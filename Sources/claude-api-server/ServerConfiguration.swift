@@ -1,6 +1,7 @@
 import ClaudeRunner
 import Foundation
 import Sandbox
+import Sessions
 import Workspaces
 
 /// All settings of the responder.
@@ -30,9 +31,14 @@ struct ServerConfiguration: Sendable {
   var maximumBody: Int
   var maximumPrompt: Int
   var drainTimeout: Duration
+  var requiresKeys: Bool
   var files: Files
   var sandbox: Sandbox
   var logLevel: String
+  /// For keys that have no own ones. That of running turns has a default elsewhere.
+  var keyLimits: KeyLimits
+  var maximumStreams: Int
+  var memoryReserve: Int
 
   /// What workspaces may hold, and how their files come in and go out.
   struct Files: Sendable {
@@ -126,7 +132,10 @@ struct ServerConfiguration: Sendable {
       summary: "bytes of a prompt")
     static let drainTimeout = Setting(
       key: "drain.timeout", kind: .duration(.zero...(.seconds(3600))), defaultText: "30s",
-      summary: "how long requests may go on after SIGTERM")
+      summary: "how long running turns may go on after SIGTERM; what waits runs after the next start")
+    static let keysRequired = Setting(
+      key: "keys.required", kind: .choice(["yes", "no"]), defaultText: "no",
+      summary: "answer nobody as long as there are no keys, instead of those on the same machine")
     static let quotaBytes = Setting(
       key: "quota.max-bytes", kind: .integer(1_048_576...Int.max), defaultText: "10737418240",
       summary: "bytes on the disk that a session's workspace may take")
@@ -168,7 +177,7 @@ struct ServerConfiguration: Sendable {
       summary: "what a session may read besides /usr, as absolute paths")
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "auto",
-      summary: "directories of control groups to divide among sessions; auto (what the system gave the server), none")
+      summary: "directories of control groups to divide among sessions; auto (any the server may), delegated (its unit's), none")
     static let sandboxNetwork = Setting(
       key: "sandbox.network", kind: .choice(ClaudeNetwork.allCases.map(\.rawValue)), defaultText: "model-only",
       summary: "what agents reach: model-only (the model's API), open (all that this machine reaches, and itself)")
@@ -176,16 +185,46 @@ struct ServerConfiguration: Sendable {
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
 
-    static let all = [
+    static let maximumStreams = Setting(
+      key: "streams.max", kind: .integer(1...1_000_000), defaultText: "8192",
+      summary: "streams of events that are open at once, of all keys together; then 503")
+    static let memoryReserve = Setting(
+      key: "memory.reserve", kind: .integer(0...Int.max), defaultText: "268435456",
+      summary: "bytes of the machine's memory that must be available for one more turn to run beside others")
+    static let limits: [(limit: KeyLimit, setting: Setting)] = [
+      (.sessions, limit(.sessions, "none", "sessions that a key may own")),
+      (
+        .runningTurns,
+        limit(.runningTurns, "3/4 of claude.max-processes", "turns of a key that run at once; others wait")
+      ),
+      (.queuedTurns, limit(.queuedTurns, "1000", "turns of a key that may wait; then 429")),
+      (.streams, limit(.streams, "256", "streams of events that a key may have open; then 429")),
+      (.turnsPerHour, limit(.turnsPerHour, "none", "messages that a key may send in an hour; then 429")),
+      (.tokensPerDay, limit(.tokensPerDay, "none", "tokens that a key may use in a day; then 429")),
+      (.usdPerDay, limit(.usdPerDay, "none", "US dollars that a key may spend in a day; then 402")),
+      (.usdPerMonth, limit(.usdPerMonth, "none", "US dollars that a key may spend in a month; then 402")),
+    ]
+
+    private static func limit(_ limit: KeyLimit, _ defaultText: String, _ summary: String) -> Setting {
+      Setting(key: "limits.\(limit.rawValue)", kind: .form(form(limit)), defaultText: defaultText, summary: summary)
+    }
+
+    static func form(_ limit: KeyLimit) -> String {
+      limit.isMoney ? "an amount of US dollars such as 12.50, or none" : "a whole number of at least 1, or none"
+    }
+
+    private static let listed = [
       stateDirectory, workspaceRoot, socketPath, claudePath, demoModelURL, modelURL, modelSocket,
       modelTokenDirectory, allowedTools, approvalTimeout,
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, lineLimit, queueLength, maximumBody,
       maximumPrompt,
-      drainTimeout, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout, sandboxMode,
-      sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, sandboxNetwork, logLevel,
+      drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
+      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
+      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, logLevel,
     ]
+
+    static let all = listed + limits.map { $0.setting }
   }
 
   /// - Throws: ``SettingsError``, with a sentence that names the setting.
@@ -217,13 +256,14 @@ struct ServerConfiguration: Sendable {
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
-    var limits = WorkspaceLimits()
-    if let bytes = try settings.integer(Row.quotaBytes) { limits.bytes = Int64(bytes) }
-    if let entries = try settings.integer(Row.quotaFiles) { limits.entries = Int64(entries) }
-    if let bytes = try settings.integer(Row.uploadSize) { limits.uploadBytes = Int64(bytes) }
+    requiresKeys = try settings.text(Row.keysRequired) == "yes"
+    var workspaceLimits = WorkspaceLimits()
+    if let bytes = try settings.integer(Row.quotaBytes) { workspaceLimits.bytes = Int64(bytes) }
+    if let entries = try settings.integer(Row.quotaFiles) { workspaceLimits.entries = Int64(entries) }
+    if let bytes = try settings.integer(Row.uploadSize) { workspaceLimits.uploadBytes = Int64(bytes) }
     let longestShare = try settings.duration(Row.shareLifetime) ?? .seconds(86_400 * 30)
     files = Files(
-      limits: limits, shareLifetime: try settings.text(Row.shareMode) == "off" ? .zero : longestShare,
+      limits: workspaceLimits, shareLifetime: try settings.text(Row.shareMode) == "off" ? .zero : longestShare,
       gitSources: try Self.addresses(Row.gitSources, settings),
       gitTimeout: try settings.duration(Row.gitTimeout) ?? .seconds(300))
     sandbox = Sandbox(
@@ -236,6 +276,23 @@ struct ServerConfiguration: Sendable {
       controlGroups: try Self.controlGroups(settings),
       network: try settings.text(Row.sandboxNetwork).flatMap { ClaudeNetwork(rawValue: $0) })
     logLevel = try settings.text(Row.logLevel) ?? "info"
+    maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192
+    memoryReserve = try settings.integer(Row.memoryReserve) ?? 256 << 20
+    keyLimits = KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)])
+    for (limit, setting) in Row.limits {
+      if let value = try Self.limit(limit, setting, settings) { keyLimits[setting: limit] = value }
+    }
+  }
+
+  private static func limit(
+    _ limit: KeyLimit, _ row: Setting, _ settings: Settings
+  ) throws -> KeyLimits.Setting? {
+    guard let text = try settings.text(row) else { return nil }
+    if text == "none" { return .unlimited }
+    guard let amount = limit.amount(text) else {
+      throw SettingsError(description: "\(row.key) is \"\(text)\", but must be \(Row.form(limit)).")
+    }
+    return .maximum(amount)
   }
 
   /// Host and port of a URL as a client sends them.
@@ -266,6 +323,7 @@ struct ServerConfiguration: Sendable {
 
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
     let paths = try settings.list(row) ?? []
+    if row == Row.sandboxGroups, paths == [DelegatedControlGroup.setting] { return paths }
     guard paths.allSatisfy({ $0.hasPrefix("/") }) else {
       throw SettingsError(description: "\(row.key) must be absolute paths.")
     }

@@ -16,6 +16,8 @@ struct Setting: Sendable, Equatable {
     /// Texts that are separated by commas.
     case list
     case choice([String])
+    /// A text that must be what these words say; whoever reads it checks that.
+    case form(String)
   }
 
   let key: String
@@ -197,6 +199,7 @@ struct Settings {
   private func range(of setting: Setting) -> String {
     switch setting.kind {
     case .text: "a text"
+    case .form(let words): words
     case .path: "a path"
     case .list: "texts separated by commas"
     case .choice(let choices): "one of \(choices.joined(separator: ", "))"

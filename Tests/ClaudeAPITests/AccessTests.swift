@@ -23,7 +23,7 @@ import Testing
 
     func send(
       _ method: HTTPRequest.Method, _ path: String, key: String? = nil, headers: HTTPFields = [:],
-      from address: String? = "127.0.0.1", body: JSONValue? = nil
+      from address: String? = "127.0.0.1", parameters: [(String, String)] = [], body: JSONValue? = nil
     ) async throws -> (status: Int, headers: HTTPFields, text: String) {
       var fields = headers
       if let key { fields[.authorization] = "Bearer \(key)" }
@@ -33,7 +33,7 @@ import Testing
         body: RequestBody(buffer: ByteBuffer(bytes: body?.encoded() ?? [])))
       let source = FastCGIRequestContextSource(
         logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() },
-        parameters: CGIParameters(address.map { [("REMOTE_ADDR", $0)] } ?? []))
+        parameters: CGIParameters((address.map { [("REMOTE_ADDR", $0)] } ?? []) + parameters))
       let response = try await responder.respond(to: request, context: API.Context(source: source))
       let writer = Text()
       if response.headers[.contentType] != "text/event-stream" { try await response.body.write(writer) }
@@ -87,14 +87,63 @@ import Testing
     func finish(_: HTTPFields?) async throws {}
   }
 
-  private func withFixture(_ body: (Fixture) async throws -> Void) async throws {
+  private func withFixture(
+    requiresKeys: Bool = false, _ body: (Fixture) async throws -> Void
+  ) async throws {
     try await withTemporaryDirectory { directory in
       let store = try await SQLiteSessionStore.open(SQLiteStoreConfiguration(path: directory + "/s/store.sqlite"))
       try await withService(store: store) { service in
-        let api = API(service: service, configuration: APIConfiguration(version: "1", model: .demo), keys: store)
+        var configuration = APIConfiguration(version: "1", model: .demo)
+        configuration.requiresKeys = requiresKeys
+        let api = API(service: service, configuration: configuration, keys: store)
         try await body(Fixture(api: api, responder: api.responder(), store: store))
       }
       await store.close()
+    }
+  }
+
+  // MARK: Without keys
+
+  @Test func withoutKeysOnlyClientsThatAreSurelyOnThisMachineAreAnswered() async throws {
+    try await withFixture { fixture in
+      let local: [(String, [(String, String)])] = [
+        ("127.0.0.1", []), ("::1", [("SERVER_ADDR", "::1")]), ("127.0.0.2", [("PEER_ADDR", "127.0.0.2")]),
+      ]
+      for (address, parameters) in local {
+        let answer = try await fixture.send(.get, "/sessions", from: address, parameters: parameters)
+        #expect(answer.status == 200, "\(address) \(parameters)")
+      }
+      let foreign: [(String?, [(String, String)])] = [
+        (nil, []), ("192.0.2.7", []), ("2001:db8::1", []), ("", []), ("localhost", []), ("unix:", []),
+        // The web server listens elsewhere, or takes the client's address from a header field.
+        ("127.0.0.1", [("SERVER_ADDR", "192.0.2.1")]), ("127.0.0.1", [("PEER_ADDR", "192.0.2.7")]),
+      ]
+      for (address, parameters) in foreign {
+        let answer = try await fixture.send(.get, "/sessions", from: address, parameters: parameters)
+        #expect(answer.status == 403, "\(address ?? "none") \(parameters)")
+        #expect(answer.text.contains("no_keys"))
+      }
+      // A proxy in front of the web server: all of its clients come from this machine.
+      for name in ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP", "Via", "CF-Connecting-IP"] {
+        let field = try #require(HTTPField.Name(name))
+        #expect(try await fixture.send(.get, "/sessions", headers: [field: "127.0.0.1"]).status == 403, "\(name)")
+        #expect(try await fixture.send(.get, "/healthz", headers: [field: "127.0.0.1"]).status == 200)
+      }
+      let user = try await fixture.key(.user)
+      #expect(
+        try await fixture.send(.get, "/sessions", key: user.text, headers: [.via: "1.1 proxy"], from: "192.0.2.7")
+          .status == 200)
+    }
+  }
+
+  @Test func whereKeysAreRequiredNobodyIsAnsweredWithoutOne() async throws {
+    try await withFixture(requiresKeys: true) { fixture in
+      let refused = try await fixture.send(.get, "/sessions")
+      #expect(refused.status == 403)
+      #expect(refused.text.contains("no_keys"))
+      let user = try await fixture.key(.user)
+      #expect(try await fixture.send(.get, "/sessions", key: user.text).status == 200)
+      #expect(try await fixture.send(.get, "/sessions").status == 401)
     }
   }
 

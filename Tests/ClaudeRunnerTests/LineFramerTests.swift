@@ -32,6 +32,33 @@ import Testing
 }
 
 @Suite struct FairSemaphoreTests {
+  private actor Order {
+    private(set) var served: [String] = []
+
+    func append(_ owner: String) { served.append(owner) }
+  }
+
+  @Test func servesOwnersInTurns() async throws {
+    let semaphore = FairSemaphore(permits: 0)
+    let order = Order()
+    var tasks: [Task<Void, Never>] = []
+    for (index, owner) in ["a", "a", "a", "b", "c", "a", "b"].enumerated() {
+      let task = Task { () -> Void in
+        _ = await semaphore.acquire(for: owner)
+        await order.append(owner)
+      }
+      tasks.append(task)
+      while semaphore.waiterCount == index { try await Task.sleep(for: .milliseconds(1)) }
+    }
+    for count in 1...7 {
+      semaphore.release()
+      while await order.served.count < count { try await Task.sleep(for: .milliseconds(1)) }
+    }
+    let served = await order.served
+    #expect(served == ["a", "b", "c", "a", "b", "a", "a"])
+    for task in tasks { await task.value }
+  }
+
   @Test func givesPermitsInOrder() async {
     let semaphore = FairSemaphore(permits: 1)
     #expect(await semaphore.acquire())

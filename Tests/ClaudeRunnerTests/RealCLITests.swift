@@ -233,6 +233,32 @@ struct RealCLITests {
     }
   }
 
+  /// The CLI's own budget is for the conversation; what a turn may spend is not.
+  @Test func anAllowanceBoundsATurnAndNotTheConversation() async throws {
+    try await withFixture { fixture in
+      let session = try fixture.session()
+      func turn(_ prompt: String, _ allowance: Double?) -> ClaudeTurn {
+        ClaudeTurn(
+          session: session, prompt: prompt + " [[usage in 1000 out 10000]]", expectsHistory: allowance != nil,
+          allowanceUSD: allowance)
+      }
+      let first = try await fixture.runner.run(turn("one", nil))
+      let second = try await fixture.runner.run(turn("two", first.costUSD * 1.5))
+      #expect(second.startedProcess && second.text.contains("2 user messages"))
+      #expect(abs(second.costUSD - first.costUSD) < 1e-9)
+      // Its process may not spend more than that, so the next one that may begins there.
+      let third = try await fixture.runner.run(turn("three", first.costUSD * 3))
+      #expect(third.startedProcess)
+      let fourth = try await fixture.runner.run(turn("four", first.costUSD * 2.5))
+      #expect(!fourth.startedProcess)
+      // Killed, the CLI forgets what it had counted.
+      await fixture.runner.stop(session: session.id)
+      let failure = await failing { try await fixture.runner.run(turn("five", first.costUSD * 0.5)) }
+      #expect(failure?.code == .budgetExhausted && failure?.message.contains("/usage") == true)
+      #expect(abs((failure?.partial?.costUSD ?? 0) - first.costUSD) < 1e-9)
+    }
+  }
+
   @Test func leavesNoBackgroundWork() async throws {
     try await withFixture { fixture in
       let session = try fixture.session()

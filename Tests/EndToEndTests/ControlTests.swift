@@ -39,6 +39,102 @@ import Testing
     }
   }
 
+  @Test func anInterruptEndsATurnThatWaitsForADecision() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession(["permission_mode": "ask"])
+      let running = Task { try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:asks 2"]) }
+      _ = try await stack.pendingApprovals(id, count: 2)
+      #expect(try await stack.request(.POST, "/sessions/\(id)/interrupt").json["state"] == "interrupted")
+      #expect(try await running.value.json["code"] == "interrupted")
+      let states = try await stack.get("/sessions/\(id)/approvals").json["approvals"]?.arrayValue ?? []
+      #expect(states.map { $0["state"] } == ["void", "void"])
+      #expect(try await stack.say("usable", to: id).hasSuffix("usable"))
+    }
+  }
+
+  @Test func anInterruptEndsATurnThatWaitsForAProcess() async throws {
+    try await Stack.run(settings: ["claude-max-processes": "1"]) { stack in
+      let holder = try await stack.createSession()
+      let waiter = try await stack.createSession()
+      let held = Task { try await stack.post("/sessions/\(holder)/messages", ["prompt": "fake:partial"]) }
+      try await stack.waitForEvent("agent.message", holder)
+      let waiting = Task { try await stack.post("/sessions/\(waiter)/messages", ["prompt": "hello"]) }
+      try await stack.waitForState("running", waiter)
+      #expect(try await stack.request(.POST, "/sessions/\(waiter)/interrupt").json["state"] == "interrupted")
+      #expect(try await waiting.value.json["code"] == "interrupted")
+      // The other one has felt nothing of it.
+      #expect(try await stack.get("/sessions/\(holder)/turns").json["turns"]?.arrayValue?.first?["state"] == "running")
+      #expect(try await stack.request(.POST, "/sessions/\(holder)/interrupt").status == 200)
+      #expect(try await held.value.json["code"] == "interrupted")
+      #expect(try await stack.say("usable", to: waiter) == "1: usable")
+    }
+  }
+
+  @Test func anInterruptEndsATurnWhoseProcessIsBeingStarted() async throws {
+    try await withTemporaryDirectory { directory in
+      // By a child: see FaultTests.
+      try Data("#!/bin/sh\n[ \"$1\" = --version ] && echo '2.1.330 (Claude Code)' && exit\nexec sleep 600\n".utf8)
+        .write(to: URL(filePath: directory + "/text"))
+      let copied = try await TestSupport.run(
+        ["install", "-m", "0755", directory + "/text", directory + "/cli"], output: "/dev/null")
+      #expect(copied == .status(0))
+      try await Stack.run(cli: .file(directory + "/cli")) { stack in
+        let id = try await stack.createSession()
+        let running = Task { try await stack.post("/sessions/\(id)/messages", ["prompt": "hello"]) }
+        try await stack.until { try !stack.processesLeft().isEmpty }
+        #expect(try await stack.request(.POST, "/sessions/\(id)/interrupt").json["state"] == "interrupted")
+        #expect(try await running.value.json["code"] == "interrupted")
+        try await stack.until { try stack.processesLeft().isEmpty }
+        // And what has ended can't be interrupted.
+        #expect(try await stack.request(.POST, "/sessions/\(id)/interrupt").json["code"] == "nothing_runs")
+      }
+    }
+  }
+
+  // MARK: Retries
+
+  @Test func retriesThatRaceRunAPromptOnce() async throws {
+    try await Stack.run { stack in
+      let headers: HTTPHeaders = ["Idempotency-Key": "the same"]
+      let created = try await withThrowingTaskGroup(of: JSONValue?.self) { group in
+        for _ in 0..<12 {
+          group.addTask {
+            let body: JSONValue = ["session_name": "one", "initial_prompt": "fake:delay 50"]
+            let answer = try await stack.post("/sessions", body, headers: headers)
+            #expect(answer.status == 200, "\(answer.text)")
+            return try answer.json["session"]?["id"]
+          }
+        }
+        return try await group.reduce(into: []) { $0.append($1) }
+      }
+      #expect(try await stack.get("/sessions").json["count"] == 1)
+      let id = try #require(created.first??.stringValue)
+      #expect(created.allSatisfy { $0 == .string(id) })
+      // Some wait for the turn, some don't; and the answer is the same after a restart.
+      let turns = try await withThrowingTaskGroup(of: JSONValue?.self) { group in
+        for number in 0..<12 {
+          group.addTask {
+            let preference: HTTPHeaders = number % 2 == 0 ? [:] : ["Prefer": "respond-async"]
+            let answer = try await stack.post(
+              "/sessions/\(id)/messages", ["prompt": "fake:delay 200"],
+              headers: HTTPHeaders(Array(headers) + Array(preference)))
+            #expect([200, 202].contains(answer.status), "\(answer.text)")
+            return try answer.json[answer.status == 202 ? "id" : "turn_id"]
+          }
+        }
+        return try await group.reduce(into: []) { $0.append($1) }
+      }
+      let turn = try #require(turns.first ?? nil)
+      #expect(turns.allSatisfy { $0 == turn })
+      await stack.killResponder()
+      try await stack.startResponder()
+      let replayed = try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:delay 200"], headers: headers)
+      #expect(replayed.status == 200, "\(replayed.text)")
+      #expect(try replayed.json["turn_id"] == turn)
+      #expect(try await stack.say("and", to: id) == "3: fake:delay 50 | fake:delay 200 | and")
+    }
+  }
+
   // MARK: Approvals
 
   @Test func anApprovalIsDecidedByAClient() async throws {

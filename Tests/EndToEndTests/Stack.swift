@@ -25,6 +25,10 @@ final class Stack: Sendable {
   static let modelKey = "sk-test-\(UUID().uuidString)"
   private let cli: CLI
   private let settings: [String: String]
+  /// What further variables the responder gets.
+  private let environment: [String: String]
+  /// Where the responder finds its socket listening already.
+  private let socket: UnixSocket?
   private let responderBox = ResponderBox()
 
   private actor ResponderBox {
@@ -35,19 +39,28 @@ final class Stack: Sendable {
   /// The real CLI, if the environment names it; scripts/test does.
   static let realCLI: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CLAUDE"]
 
-  private init(directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String]) {
+  private init(
+    directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String],
+    environment: [String: String], socket: UnixSocket?
+  ) {
     self.directory = directory
     self.nginx = nginx
     self.modelURL = modelURL
     self.cli = cli
     self.settings = settings
+    self.environment = environment
+    self.socket = socket
   }
 
   /// Runs `body` with the system, and ends all of it afterwards.
   ///
-  /// - Parameter settings: flags of the responder without their dashes.
+  /// - Parameters:
+  ///   - settings: flags of the responder without their dashes.
+  ///   - environment: makes further variables of the responder, of the directory of the test.
+  ///   - holdsSocket: has the responder's socket listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
+    environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSocket: Bool = false,
     _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
@@ -69,7 +82,10 @@ final class Stack: Sendable {
           in: directory, socket: directory + "/s/r.sock", options: gateway + nginxOptions,
           environment: ["ANTHROPIC_API_KEY": modelKey, "ANTHROPIC_BASE_URL": modelURL]
         ) { nginx in
-          let stack = Stack(directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings)
+          let stack = Stack(
+            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings,
+            environment: environment(directory),
+            socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil)
           do {
             try await stack.startResponder()
             let result = try await body(stack)
@@ -146,9 +162,16 @@ final class Stack: Sendable {
       case .fake: Self.product("fake-claude")
       case .real(let path), .file(let path): path
       }
+    var variables = Nginx.withoutCredentials
+    for (name, value) in environment { variables[name] = value }
+    var command = [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" }
+    if socket != nil {
+      // Only the child knows the number that has to be in the variable.
+      command = ["/bin/sh", "-c", #"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fastcgi exec "$@""#, "sh"] + command
+    }
     let child = try ChildProcess(
-      [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" },
-      environment: Nginx.withoutCredentials, output: directory + "/responder.log")
+      command, environment: variables, output: directory + "/responder.log",
+      descriptors: socket.map { [$0.descriptor] } ?? [])
     await responderBox.set(child)
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }

@@ -232,6 +232,10 @@ func perform(_ prompt: String) {
     emit(text: "\n")
     finish("after a huge line")
   case "say": finish(String(repeating: "y", count: number))
+  case "speak":
+    let size = words.count > 2 ? Int(words[2]) ?? 0 : 0
+    for _ in 0..<number { say(String(repeating: "z", count: size)) }
+    finish("spoken")
   case "count":
     for number in 1...max(1, number) {
       say("\(number)")

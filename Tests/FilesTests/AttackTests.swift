@@ -1,4 +1,5 @@
 import CLinux
+import ClaudeAPI
 import Foundation
 import Sessions
 import Synchronization
@@ -9,8 +10,13 @@ import Workspaces
 /// What an agent or a client could try. All decoys lie in the test's own directory.
 @Suite struct AttackTests {
   /// A directory beside the workspaces with a secret, which nothing may read or change.
-  private func withDecoy(_ body: (FilesServer, _ decoy: String) async throws -> Void) async throws {
-    try await FilesServer.run { server in
+  private func withDecoy(
+    directBytes: Int = FilesConfiguration().maximumDirectBytes,
+    _ body: (FilesServer, _ decoy: String) async throws -> Void
+  ) async throws {
+    var configuration = FilesConfiguration()
+    configuration.maximumDirectBytes = directBytes
+    try await FilesServer.run(configuration: configuration) { server in
       let decoy = server.directory + "/decoy"
       mkdir(decoy, 0o755)
       try Data("secret".utf8).write(to: URL(fileURLWithPath: decoy + "/file"))
@@ -23,8 +29,9 @@ import Workspaces
     }
   }
 
-  @Test func linksAreNeverFollowed() async throws {
-    try await withDecoy { server, decoy in
+  @Test(arguments: DownloadTests.bothWays)
+  func linksAreNeverFollowed(direct: Int) async throws {
+    try await withDecoy(directBytes: direct) { server, decoy in
       try server.write("inside", to: "real/inside.txt")
       symlink(decoy, server.workspace + "/dir")
       symlink(decoy + "/file", server.workspace + "/file")
@@ -235,8 +242,9 @@ import Workspaces
     }
   }
 
-  @Test func linksThatAreSwappedIn() async throws {
-    try await withDecoy { server, decoy in
+  @Test(arguments: DownloadTests.bothWays)
+  func linksThatAreSwappedIn(direct: Int) async throws {
+    try await withDecoy(directBytes: direct) { server, decoy in
       let (real, saved, trap) = (server.workspace + "/d", server.workspace + "/saved", server.workspace + "/trap")
       mkdir(real, 0o755)
       symlink(decoy, trap)

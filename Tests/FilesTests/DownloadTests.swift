@@ -1,3 +1,4 @@
+import ClaudeAPI
 import Foundation
 import Sessions
 import TestSupport
@@ -5,8 +6,49 @@ import Testing
 import Workspaces
 
 @Suite struct DownloadTests {
-  @Test func nginxSendsFiles() async throws {
+  /// Small files sent by the responder, and all sent by nginx.
+  static let bothWays = [FilesConfiguration().maximumDirectBytes, 0]
+
+  private static func configuration(direct bytes: Int) -> FilesConfiguration {
+    var configuration = FilesConfiguration()
+    configuration.maximumDirectBytes = bytes
+    return configuration
+  }
+
+  @Test func itMakesNoDifferenceWhoSendsAFile() async throws {
+    var seen: [[String]] = []
+    for limit in Self.bothWays {
+      try await FilesServer.run(configuration: Self.configuration(direct: limit)) { server in
+        try server.write("hello", to: "a.txt")
+        var times = [timespec(tv_sec: 1_700_000_000, tv_nsec: 1), timespec(tv_sec: 1_700_000_000, tv_nsec: 1)]
+        #expect(utimensat(AT_FDCWD, server.workspace + "/a.txt", &times, 0) == 0)
+        let response = try await server.send("GET", server.base + "/files/a.txt")
+        #expect(response.text == "hello")
+        seen.append(
+          response.fields.map { "\($0.name.lowercased()): \($0.value)" }
+            .filter { !$0.hasPrefix("date:") && !$0.hasPrefix("x-request-id:") }.sorted())
+      }
+    }
+    #expect(seen[0] == seen[1])
+    #expect(seen[0].contains("last-modified: Tue, 14 Nov 2023 22:13:20 GMT"))
+  }
+
+  @Test func aFileIsWholeWhateverItsSize() async throws {
+    let limit = FilesConfiguration().maximumDirectBytes
     try await FilesServer.run { server in
+      for size in [0, 1, 8191, 8192, limit - 1, limit, limit + 1, 100_000] {
+        let content = String((0..<size).map { Character(UnicodeScalar(UInt8(0x21 + $0 % 90))) })
+        try server.write(content, to: "file")
+        let response = try await server.send("GET", server.base + "/files/file")
+        #expect(response.status == 200 && response.text == content, "\(size)")
+        #expect(response["content-length"] == ["\(size)"])
+      }
+    }
+  }
+
+  @Test(arguments: bothWays)
+  func nginxSendsFiles(direct: Int) async throws {
+    try await FilesServer.run(configuration: Self.configuration(direct: direct)) { server in
       try server.write("hello", to: "a/b.txt")
       let response = try await server.send("GET", server.base + "/files/a/b.txt")
       #expect(response.status == 200)

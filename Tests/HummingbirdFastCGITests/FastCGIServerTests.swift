@@ -475,11 +475,37 @@ import Testing
       try await client.send(Wire.request("GET", "/wait"))
       await started.wait()
       await server.triggerGracefulShutdown()
-      // The idle connection is closed, which shows that the shutdown has begun.
-      #expect(try await idle.receive().isEmpty)
+      // The idle connection is to be closed (an empty record of the error stream), which shows that the shutdown has
+      // begun.
+      let closing: [UInt8] = [1, 7, 0, 1, 0, 0, 0, 0]
+      #expect(try await idle.receive(atMost: 8) == closing)
+      // A request that was sent at the same moment is answered all the same, and then there is the wish again.
+      try await idle.send(Wire.request("GET", "/none"))
+      #expect(try await idle.answer()?.status == 404)
+      #expect(try await idle.receive(atMost: 8) == closing)
+      idle.hangUp()
       mayEnd.happen()
       #expect(try await client.answer()?.text == "done")
+      #expect(try await client.receive(atMost: 8) == closing)
+      // Who doesn't heed it is closed on.
       #expect(try await client.receive().isEmpty)
+    }
+  }
+
+  @Test func theHeartbeatComesFromTheThreadThatServes() async throws {
+    let beats = AsyncStream.makeStream(of: Void.self)
+    try await TestServer.run(configure: {
+      $0.heartbeatInterval = .milliseconds(5)
+      $0.onHeartbeat = { beats.continuation.yield() }
+    }) { server in
+      var count = 0
+      for await _ in beats.stream {
+        count += 1
+        if count == 5 { break }
+      }
+      let client = try server.client()
+      try await client.send(Wire.request("GET", "/hello"))
+      #expect(try await client.answer()?.status == 200)
     }
   }
 

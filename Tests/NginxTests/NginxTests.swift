@@ -129,6 +129,20 @@ import Testing
     }
   }
 
+  @Test func anEventSourceIsNotAnsweredWhileTheResponderIsDown() async throws {
+    try await withTemporaryDirectory { directory in
+      try await Nginx.with(in: directory, socket: directory + "/none.sock") { nginx in
+        let stream = "GET /sessions/x/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+        let connection = try RawConnection(port: nginx.port)
+        try await connection.send(stream + "Sec-Fetch-Mode: cors\r\n\r\n")
+        #expect(try await connection.receive { _ in false } == [])
+        // A program is told what is the matter.
+        let told = try await exchange(port: nginx.port, Array((stream + "Connection: close\r\n\r\n").utf8))
+        #expect(told.status == 502)
+      }
+    }
+  }
+
   @Test func answersToHEADHaveNoBody() async throws {
     try await withTemporaryDirectory { directory in
       try await Nginx.with(in: directory, socket: directory + "/none.sock") { nginx in
@@ -168,62 +182,6 @@ import Testing
       }
     }
   }
-
-  /// Where the distribution's nginx includes a site, with a certificate made for the test.
-  @Test func theProductionExampleIsAccepted() async throws {
-    try await withTemporaryDirectory { directory in
-      let files = FileManager.default
-      for name in ["logs", "claude-api"] {
-        try files.createDirectory(atPath: directory + "/" + name, withIntermediateDirectories: true)
-      }
-      for name in try files.contentsOfDirectory(atPath: repositoryRoot + "/nginx")
-      where name.hasSuffix(".conf") {
-        try files.copyItem(
-          atPath: repositoryRoot + "/nginx/" + name, toPath: directory + "/claude-api/" + name)
-      }
-      for name in ["upload", "workspaces"] {
-        let piece = text(of: "\(repositoryRoot)/nginx/\(name).conf.template")
-          .replacing("@MAX_UPLOAD@", with: "4g").replacing("@WORKSPACES@", with: directory)
-        try Data(piece.utf8).write(to: URL(fileURLWithPath: "\(directory)/claude-api/\(name).conf"))
-      }
-      let certificate = try await run(
-        [
-          "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-          "-subj", "/CN=localhost", "-keyout", directory + "/privkey.pem", "-out",
-          directory + "/fullchain.pem",
-        ], output: directory + "/openssl.log")
-      #expect(certificate == .status(0))
-      let site = text(of: repositoryRoot + "/nginx/production.conf.example")
-        .replacing("/etc/ssl/claude.example.org", with: directory)
-        .replacing("/var/log/nginx", with: directory + "/logs")
-      try Data(site.utf8).write(to: URL(fileURLWithPath: directory + "/site.conf"))
-      let main = """
-        pid nginx.pid;
-        events { worker_connections 768; }
-        http {
-            sendfile on;
-            tcp_nopush on;
-            types_hash_max_size 2048;
-            default_type application/octet-stream;
-            ssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3;
-            ssl_prefer_server_ciphers on;
-            access_log logs/access.log;
-            gzip on;
-            client_body_temp_path tmp-body;
-            proxy_temp_path tmp-proxy;
-            fastcgi_temp_path tmp-fastcgi;
-            uwsgi_temp_path tmp-uwsgi;
-            scgi_temp_path tmp-scgi;
-            include site.conf;
-        }
-        """
-      try Data(main.utf8).write(to: URL(fileURLWithPath: directory + "/nginx.conf"))
-      let exit = try await run(
-        ["nginx", "-p", directory, "-c", "nginx.conf", "-e", "stderr", "-t"], output: directory + "/log")
-      #expect(exit == .status(0), "\(text(of: directory + "/log"))")
-      #expect(!text(of: directory + "/log").contains("warn"), "\(text(of: directory + "/log"))")
-    }
-  }
 }
 
 /// scripts/render-nginx with values that would change the meaning of the configuration.
@@ -233,7 +191,16 @@ import Testing
     ["--socket", "/" + String(repeating: "a", count: 107)], ["--socket", "/tmp/${a}"], [],
     ["--socket", "/tmp/s", "--listen", "0.0.0.0:80;"], ["--socket", "/tmp/s", "--listen", "80"],
     ["--socket", "/tmp/s", "--max-body", "1m; autoindex on"], ["--socket", "/tmp/s", "--max-body", "big"],
-    ["--socket", "/tmp/s", "--read-timeout", "1 2"], ["--socket", "/tmp/s", "--bogus"], ["--socket"],
+    ["--socket", "/tmp/s", "--read-timeout", "1 2"], ["--socket", "/tmp/s", "--key-rate", "0"],
+    ["--socket", "/tmp/s", "--exempt", "10.0.0.0/8;"], ["--socket", "/tmp/s", "--exempt", "all"],
+    ["--socket", "/tmp/s", "--header-timeout", "1s;"], ["--socket", "/tmp/s", "--max-requests", "many"],
+    ["--socket", "/tmp/s", "--bogus"], ["--socket"],
+    // Plain HTTP stays on this machine.
+    ["--socket", "/tmp/s", "--listen", "0.0.0.0:8000"], ["--socket", "/tmp/s", "--listen", "[::]:8000"],
+    ["--socket", "/tmp/s", "--listen", "127.0.0.1:8000", "--listen", "192.0.2.1:8000"],
+    ["--socket", "/tmp/s", "--redirect-from", "127.0.0.1:80"], ["--socket", "/tmp/s", "--name", "a;b"],
+    ["--socket", "/tmp/s", "--certificate", "/c", "--name", "a"],
+    ["--socket", "/tmp/s", "--certificate", "/c", "--certificate-key", "/k"],
   ])
   func refuses(arguments: [String]) async throws {
     try await withTemporaryDirectory { directory in

@@ -81,10 +81,16 @@ import Testing
       let stage = try await Stage(directory: directory)
       let responder = try healthy(path: stage.state + "/run/responder.sock")
       defer { responder.stop() }
+      // What a killed nginx left of a request.
+      let leftover = stage.state + "/nginx/tmp/body/0000000001"
+      try FileManager.default.createDirectory(
+        atPath: stage.state + "/nginx/tmp/body", withIntermediateDirectories: true)
+      try Data("half".utf8).write(to: URL(fileURLWithPath: leftover))
       let script = try stage.run(["--workspace-root", directory + "/work"])
       do {
         try await stage.waitUntilReady(script)
         #expect(try await status(port: stage.port) == 200)
+        #expect(!FileManager.default.fileExists(atPath: leftover))
 
         // The same state directory and the same port are both refused, and the first run goes on.
         let second = try stage.run(["--port", "\(try freePort())"], log: directory + "/second")
@@ -112,6 +118,41 @@ import Testing
         ])
       #expect(throws: (any Error).self) { try RawConnection(port: stage.port) }
       #expect(try FileManager.default.contentsOfDirectory(atPath: stage.state + "/run") == ["lock"])
+    }
+  }
+
+  @Test func makesACertificateForTryingHTTPS() async throws {
+    try await withTemporaryDirectory { directory in
+      let stage = try await Stage(directory: directory)
+      let responder = try healthy(path: stage.state + "/run/responder.sock")
+      defer { responder.stop() }
+      let script = try stage.run(["--tls"])
+      do {
+        try await stage.waitUntilReady(script)
+        let certificate = stage.state + "/tls/certificate.pem"
+        // As it says how to.
+        #expect(
+          text(of: stage.log).contains("curl -s --cacert \(certificate) https://localhost:\(stage.port)/sessions"))
+        let attributes = try FileManager.default.attributesOfItem(atPath: stage.state + "/tls/key.pem")
+        #expect(attributes[.posixPermissions] as? Int == 0o600)
+        for host in ["localhost", "127.0.0.1"] {
+          let answer = directory + "/answer." + host
+          let exit = try await TestSupport.run(
+            [
+              "curl", "-sS", "--noproxy", "*", "--max-time", "20", "--cacert", certificate,
+              "https://\(host):\(stage.port)/healthz",
+            ], output: answer)
+          #expect(exit == .status(0), "\(text(of: answer))")
+          #expect(text(of: answer).contains("ok"))
+        }
+        // Plain HTTP isn't answered any more.
+        #expect(try await status(port: stage.port) == 400)
+      } catch {
+        await script.stop()
+        throw error
+      }
+      script.signal(SIGTERM)
+      #expect(await script.waitForExit() == .status(0), "\(text(of: stage.log))")
     }
   }
 

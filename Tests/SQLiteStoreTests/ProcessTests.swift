@@ -75,6 +75,13 @@ import Testing
     let store = try await reopen(path)
     let interrupted = try await store.recoverInterrupted(at: .now()) { _ in [] }.interrupted
     for session in interrupted { #expect(session.turns.count == 1) }
+    // Each end of a turn is in the books, and nothing else is.
+    var ended: Int64 = 0
+    for session in try await store.sessions(SessionQuery(owner: "k")).sessions {
+      ended += Int64(try await store.turns(of: session.id, after: 0, limit: .max, states: [.completed]).count)
+    }
+    let books = try await store.usage(of: "k", at: .now())
+    #expect(books.costThisMonth == ended * KeyLimit.dollar / 100, "seed \(seed)")
     for (session, entry) in acknowledged {
       let log = try await store.events(of: session, after: 0, limit: .max, types: nil)
       #expect(log.map(\.sequence) == log.indices.map { Int64($0 + 1) }, "seed \(seed)")

@@ -45,6 +45,55 @@ import Testing
     }
   }
 
+  /// Opens a store as the version before the books left it.
+  @Test func theBooksBeginWithWhatTurnsOfAnEarlierVersionUsed() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      var store = try await reopen(path)
+      let key = APIKey(
+        id: "k", name: "n", role: .user, digest: [UInt8](repeating: 1, count: 32), createdAt: .now(),
+        limits: KeyLimits([.sessions: .maximum(3), .streams: .unlimited]))
+      try await store.addKey(key)
+      let session = Session(id: UUID(), name: "s", createdAt: .now(), workspace: "/w", owner: "k")
+      _ = try await store.createSession(session)
+      for _ in 0..<2 {
+        let new = NewTurn(sessionID: session.id, prompt: "x", owner: "k", createdAt: .now())
+        _ = try await store.enqueueTurn(new)
+        _ = try await store.finishTurn(
+          new.id,
+          TurnOutcome(state: .completed, finishedAt: .now(), usage: TokenUsage(inputTokens: 5), costUSD: 0.125))
+      }
+      let usage = try await store.usage(of: "k", at: .now())
+      #expect(usage.costThisMonth == KeyLimit.dollar / 4)
+      await store.close()
+
+      // They are there after a restart.
+      store = try await reopen(path)
+      #expect(try await store.usage(of: "k", at: .now()).costThisMonth == usage.costThisMonth)
+      #expect(try await store.lookUpKey("k").key == key)
+      await store.close()
+
+      let queue = try DatabaseQueue(path: path)
+      try await queue.write { database in
+        try database.execute(
+          sql: """
+            DROP TABLE usage;
+            ALTER TABLE turns DROP COLUMN reserved;
+            ALTER TABLE api_keys DROP COLUMN limits;
+            DELETE FROM grdb_migrations WHERE identifier = '003-limits';
+            """)
+      }
+      try queue.close()
+      store = try await reopen(path)
+      #expect(try await store.usage(of: "k", at: .now()).costThisMonth == usage.costThisMonth)
+      #expect(try await store.lookUpKey("k").key?.limits == KeyLimits())
+      let limits = KeyLimits([.usdPerDay: .maximum(1)])
+      #expect(try await store.setKeyLimits("k", to: limits)?.limits == limits)
+      #expect(try await store.setKeyLimits("other", to: limits) == nil)
+      await store.close()
+    }
+  }
+
   @Test func filesAreForTheOwnerAlone() async throws {
     try await withStore { store, path in
       _ = try await store.createSession(makeSession())

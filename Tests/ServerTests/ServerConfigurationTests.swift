@@ -1,6 +1,7 @@
 import ClaudeRunner
 import Foundation
 import Sandbox
+import Sessions
 import TestSupport
 import Testing
 import Workspaces
@@ -143,6 +144,22 @@ import Workspaces
     }
     for text in ["", "s", "5", "5d", "1.5s", "99999999999999999999h", "9223372036854775807h"] {
       #expect(Duration(setting: text) == nil)
+    }
+  }
+
+  @Test func limitsOfKeysAreRead() async throws {
+    let plain = try await configuration()
+    #expect(plain.keyLimits == KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)]))
+    let some = try await configuration(
+      ["--limits-usd-per-day=1.5", "--limits-streams", "none"], ["CLAUDE_API_LIMITS_SESSIONS": "7"])
+    #expect(some.keyLimits[.usdPerDay] == KeyLimit.dollar * 3 / 2 && some.keyLimits[.sessions] == 7)
+    #expect(some.keyLimits[.streams] == nil && some.keyLimits[setting: .streams] == .unlimited)
+    for (flag, word) in [
+      ("--limits-sessions=0", "whole number"), ("--limits-sessions=many", "whole number"),
+      ("--limits-usd-per-month=-1", "US dollars"), ("--limits-usd-per-month=1,5", "US dollars"),
+    ] {
+      let text = await message([flag])
+      #expect(text.contains(word) && text.contains("limits"), "\(text)")
     }
   }
 

@@ -15,5 +15,5 @@ public struct ContractCase: Sendable, CustomTestStringConvertible {
 
   public static let all: [ContractCase] =
     sessionCases + turnCases + eventCases + approvalCases + idempotencyCases + recoveryCases + raceCases
-    + operationCases
+    + operationCases + limitCases
 }

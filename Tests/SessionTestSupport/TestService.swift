@@ -6,7 +6,8 @@ import Workspaces
 /// Runs `body` with a started service whose directories are its own, and ends it afterwards.
 public func withService<Value>(
   runner: any TurnRunner = ScriptedRunner(), store: any SessionStore = InMemorySessionStore(),
-  hub: EventHub = EventHub(), configure: (inout SessionServiceConfiguration) -> Void = { _ in },
+  hub: EventHub = EventHub(), limits: KeyLimitPolicy = KeyLimitPolicy(),
+  configure: (inout SessionServiceConfiguration) -> Void = { _ in },
   _ body: (SessionService) async throws -> Value
 ) async throws -> Value {
   try await withTemporaryDirectory { path in
@@ -14,7 +15,8 @@ public func withService<Value>(
     configure(&configuration)
     let service = SessionService(
       store: store, workspaces: try Workspaces(root: path + "/w", configurationRoot: path + "/c"), runner: runner,
-      hub: hub, configuration: configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+      hub: hub, limits: limits, configuration: configuration,
+      logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
     try await service.start()
     do {
       let value = try await body(service)

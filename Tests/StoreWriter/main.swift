@@ -30,7 +30,7 @@ func acknowledge(_ words: String...) {
 
 func converse(_ store: SQLiteSessionStore, rounds: Int, seed: UInt64) async throws {
   var random = SeededGenerator(state: seed)
-  let session = Session(id: UUID(), name: "s", createdAt: .now(), workspace: "/w")
+  let session = Session(id: UUID(), name: "s", createdAt: .now(), workspace: "/w", owner: "k")
   _ = try await store.createSession(session)
   let id = session.id.lowercaseString
   acknowledge("session", id)
@@ -52,7 +52,8 @@ func converse(_ store: SQLiteSessionStore, rounds: Int, seed: UInt64) async thro
     }
     let idle = NewEvent(type: "session.status_idle", turnID: new.id, processedAt: .now())
     let change = try await store.finishTurn(
-      new.id, TurnOutcome(state: .completed, finishedAt: .now(), result: "result of \(turnID)"),
+      new.id,
+      TurnOutcome(state: .completed, finishedAt: .now(), result: "result of \(turnID)", costUSD: 0.01),
       events: [idle])
     acknowledge("completed", id, turnID, "\(change.events[0].sequence)")
   }

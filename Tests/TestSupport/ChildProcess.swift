@@ -23,7 +23,10 @@ public final class ChildProcess: Sendable {
   /// - Parameters:
   ///   - environment: changes to the environment of the test; nil removes a variable.
   ///   - output: file that takes standard output and standard error; it is created or appended to.
-  public init(_ arguments: [String], environment: [String: String?] = [:], output: String) throws {
+  ///   - descriptors: what the child gets as descriptor 3 and so on.
+  public init(
+    _ arguments: [String], environment: [String: String?] = [:], output: String, descriptors: [Int32] = []
+  ) throws {
     var variables = ProcessInfo.processInfo.environment
     for (name, value) in environment { variables[name] = value }
     let search = (variables["PATH"] ?? "/usr/bin:/bin") + ":/usr/sbin:/sbin"
@@ -40,6 +43,14 @@ public final class ChildProcess: Sendable {
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
     posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
     posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    // First out of the way of each other, then to their places.
+    for (index, descriptor) in descriptors.enumerated() {
+      posix_spawn_file_actions_adddup2(&actions, descriptor, 100 + Int32(index))
+    }
+    for index in descriptors.indices {
+      posix_spawn_file_actions_adddup2(&actions, 100 + Int32(index), 3 + Int32(index))
+      posix_spawn_file_actions_addclose(&actions, 100 + Int32(index))
+    }
 
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)

@@ -1,11 +1,15 @@
 import Foundation
+import Glibc
+import Synchronization
 
 /// A real nginx with the project's configuration, in front of a unix socket.
-public struct Nginx: Sendable {
+public final class Nginx: Sendable {
   public let port: Int
   /// The directory with the configuration, the logs and the temporary files.
   public let prefix: String
-  public let process: ChildProcess
+  private let child: Mutex<ChildProcess>
+
+  public var process: ChildProcess { child.withLock { $0 } }
 
   public struct Failure: Error, CustomStringConvertible {
     public let description: String
@@ -40,13 +44,55 @@ public struct Nginx: Sendable {
     let prefix = directory + "/nginx"
     let port = try freePort()
     try await render(prefix: prefix, port: port, socket: socket, options: options, environment: environment)
-    return try await withChild(command(prefix: prefix), output: prefix + ".log") { child in
-      do {
-        try await waitUntilListening(port: port, child: child)
-      } catch {
-        throw Failure(description: "nginx did not start: \(error)\n\(text(of: prefix + ".log"))")
-      }
-      return try await body(Nginx(port: port, prefix: prefix, process: child))
+    let nginx = Nginx(port: port, prefix: prefix, try await start(prefix: prefix, port: port))
+    do {
+      let result = try await body(nginx)
+      await nginx.process.stop()
+      return result
+    } catch {
+      await nginx.process.stop()
+      throw error
+    }
+  }
+
+  private init(port: Int, prefix: String, _ child: ChildProcess) {
+    self.port = port
+    self.prefix = prefix
+    self.child = Mutex(child)
+  }
+
+  private static func start(prefix: String, port: Int) async throws -> ChildProcess {
+    let child = try ChildProcess(command(prefix: prefix), output: prefix + ".log")
+    do {
+      try await waitUntilListening(port: port, child: child)
+    } catch {
+      await child.stop()
+      throw Failure(description: "nginx did not start: \(error)\n\(text(of: prefix + ".log"))")
+    }
+    return child
+  }
+
+  /// Ends the master and its workers as the kernel would.
+  public func kill() async {
+    process.signal(SIGKILL)
+    _ = await process.waitForExit()
+  }
+
+  /// Starts nginx again after it has ended, as scripts/run does it.
+  public func restart() async throws {
+    try FileManager.default.removeItem(atPath: prefix + "/tmp")
+    try FileManager.default.createDirectory(atPath: prefix + "/tmp", withIntermediateDirectories: false)
+    // Left behind if it was killed, and in the way.
+    unlink(prefix + "/../m/api.sock")
+    let started = try await Self.start(prefix: prefix, port: port)
+    child.withLock { $0 = started }
+  }
+
+  /// Ends the workers as the kernel would; the master starts others.
+  public func killWorkers() {
+    let master = process.pid
+    for pid in text(of: "/proc/\(master)/task/\(master)/children").split(separator: " ").compactMap({ Int32($0) }) {
+      _ = Glibc.kill(pid, SIGKILL)
     }
   }
 

@@ -40,6 +40,9 @@ void clinux_eventfd_clear(int fd);
 int clinux_listen_unix(const char *path, int backlog, unsigned int mode);
 /// Connects to the stream socket at `path` without waiting; returns the descriptor.
 int clinux_connect_unix(const char *path);
+/// Sends one datagram to the unix socket at `path`, without waiting; `@` at its beginning stands for NUL, the sign of
+/// an abstract address.
+int clinux_send_datagram(const char *path, const void *bytes, size_t length);
 /// Accepts without waiting; the new descriptor is close-on-exec and in blocking mode.
 int clinux_accept(int listener);
 /// 1 if `fd` is a listening stream socket, 0 if not.

@@ -15,6 +15,9 @@ enum {
 /// never waits for a disk: when it had to, it fails with EAGAIN.
 int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mode, int cached);
 
+/// Reads from the start of a file. It never waits for a disk: when it had to, it fails or reads less.
+ssize_t clinux_read_cached(int fd, void *buffer, size_t length);
+
 /// Renames an entry. If `replace` is 0 and there is an entry of the new name, it fails with EEXIST.
 int clinux_rename(int from, const char *name, int to, const char *new_name, int replace);
 

@@ -1,3 +1,4 @@
+import Glibc
 import HTTPTypes
 import Hummingbird
 import HummingbirdFastCGI
@@ -161,14 +162,17 @@ extension FilesAPI {
 
   /// The date in the form of HTTP, such as `Tue, 03 Feb 2026 04:05:06 GMT`.
   static func httpDate(_ seconds: Int64) -> String {
-    let text = Timestamp(microseconds: seconds * 1_000_000).description
-    let days = (seconds / 86_400 + 4) % 7
-    let names = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-    let parts = text.prefix(10).split(separator: "-")
-    let month = months[(Int(parts[1]) ?? 1) - 1]
-    return "\(names[Int(days)]), \(parts[2]) \(month) \(parts[0]) \(text.dropFirst(11).prefix(8)) GMT"
+    var (time, parts) = (time_t(seconds), tm())
+    gmtime_r(&time, &parts)
+    let (day, month) = (days[Int(parts.tm_wday)], months[Int(parts.tm_mon)])
+    let clock = [parts.tm_hour, parts.tm_min, parts.tm_sec].map(twoDigits).joined(separator: ":")
+    return "\(day), \(twoDigits(parts.tm_mday)) \(month) \(parts.tm_year + 1900) \(clock) GMT"
   }
+
+  private static let days = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
+  private static let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+  private static func twoDigits(_ number: CInt) -> String { number < 10 ? "0\(number)" : "\(number)" }
 }
 
 extension Problem {

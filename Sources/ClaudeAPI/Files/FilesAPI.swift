@@ -15,7 +15,8 @@ public import Workspaces
 /// The routes for the files of sessions.
 ///
 /// nginx sends and receives the bytes: a download is answered with `X-Accel-Redirect` to nginx's internal location
-/// of the workspaces, and the body of an upload lies in a file whose path nginx gives as `BODY_FILE`.
+/// of the workspaces, but for small files, which take less than the redirect; and the body of an upload lies in a file
+/// whose path nginx gives as `BODY_FILE`.
 public struct FilesAPI: Sendable {
   let service: SessionService
   let workspaces: Workspaces
@@ -153,9 +154,11 @@ public struct FilesAPI: Sendable {
     _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, base: ListingPage.Base,
     shown: RelativePath? = nil
   ) async throws -> Response {
+    let directBytes = Self.wantsAll(request) ? configuration.maximumDirectBytes : 0
     let status: FileStatus
-    if let known = workspaces.statusIfCached(path, of: id) {
-      status = known
+    var content: [UInt8]?
+    if let known = workspaces.lookIfCached(path, of: id, contentUpTo: directBytes) {
+      (status, content) = known
     } else {
       status = try await workspaces.status(path, of: id)
     }
@@ -164,23 +167,49 @@ public struct FilesAPI: Sendable {
     case .special: throw FileError.special
     case .file:
       if endsWithSlash { throw FileError.notADirectory }
-      return try send(path, of: id, request)
+      return try send(path, of: id, content.map { ($0, status) }, request)
     case .directory:
       return try await list(path, of: id, request, base, shown ?? path)
     }
   }
 
-  private func send(_ path: RelativePath, of id: UUID, _ request: Request) throws(Problem) -> Response {
+  /// - Parameter direct: a small file's content, which isn't worth a redirect.
+  private func send(
+    _ path: RelativePath, of id: UUID, _ direct: (content: [UInt8], status: FileStatus)?, _ request: Request
+  ) throws(Problem) -> Response {
     let type = MediaType(forName: path.name)
     let isInline = try !flag("download", request) && type.isInline
-    return Response(
-      status: .ok,
-      headers: [
-        .contentType: type.text,
-        .contentDisposition: ContentDisposition.text(isInline ? "inline" : "attachment", name: path.name),
-        .cacheControl: "private, no-cache",
-        .accelRedirect: "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)",
-      ])
+    var headers: HTTPFields = [
+      .contentType: type.text,
+      .contentDisposition: ContentDisposition.text(isInline ? "inline" : "attachment", name: path.name),
+      .cacheControl: "private, no-cache",
+    ]
+    guard let (content, status) = direct else {
+      headers[.accelRedirect] = "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)"
+      return Response(status: .ok, headers: headers)
+    }
+    Self.addHeadersOfNginx(to: &headers, status)
+    return Response(status: .ok, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: content)))
+  }
+
+  /// Whether it is the whole file that is wanted, whatever the client has of it. Anything else is nginx's business.
+  private static func wantsAll(_ request: Request) -> Bool {
+    request.method == .get
+      && [.range, .ifNoneMatch, .ifModifiedSince, .ifMatch, .ifUnmodifiedSince].allSatisfy {
+        request.headers[$0] == nil
+      }
+  }
+
+  /// What nginx says of the files that it sends, by itself and by its configuration (workspaces.conf).
+  private static func addHeadersOfNginx(to headers: inout HTTPFields, _ status: FileStatus) {
+    headers[.lastModified] = httpDate(status.modified)
+    headers[.eTag] = status.entityTag
+    headers[.acceptRanges] = "bytes"
+    headers[.contentSecurityPolicy] =
+      "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
+    headers[.xContentTypeOptions] = "nosniff"
+    headers[.crossOriginResourcePolicy] = "same-origin"
+    headers[.referrerPolicy] = "no-referrer"
   }
 
   private func list(
@@ -363,11 +392,12 @@ enum ContentDigest {
 
 /// The field Content-Disposition (RFC 6266).
 enum ContentDisposition {
+  private static let special = Array("\"\\%/".utf8)
+
   /// A name for old programs, in which everything unusual is replaced, and the exact one.
   static func text(_ kind: String, name: some Collection<UInt8>) -> String {
     let plain = String(
-      decoding: name.map { (0x20..<0x7f).contains($0) && !Array("\"\\%/".utf8).contains($0) ? $0 : 0x5f },
-      as: UTF8.self)
+      decoding: name.map { (0x20..<0x7f).contains($0) && !special.contains($0) ? $0 : 0x5f }, as: UTF8.self)
     // The extended form is for UTF-8 only.
     guard !plain.utf8.elementsEqual(name), let text = String(validating: name, as: UTF8.self) else {
       return "\(kind); filename=\"\(plain)\""

@@ -15,6 +15,10 @@ public struct FilesConfiguration: Sendable {
   /// How long a share lasts at most; zero if there are to be none, and those that there are show nothing. Default 30
   /// days.
   public var maximumShareLifetime: Duration = .seconds(86_400 * 30)
+  /// Bytes of a file that the responder sends by itself, if it is in the kernel's cache: nginx closes the connection
+  /// to the responder with each file that it is told to send, and that costs more than the bytes. Default 16 KiB; with
+  /// 0, nginx sends all files.
+  public var maximumDirectBytes = 16 << 10
   /// From where repositories may be brought in. Default from nowhere.
   public var git = GitConfiguration()
   /// Repositories that are cloned at the same time; further ones get 503. Default 4.

@@ -52,15 +52,33 @@ public struct EventStream: Sendable {
   private let selection: Selection
   private let log: any EventLogReader
   private let hub: EventHub
+  private let lease: StreamPlaces.Lease?
 
   /// Events that are read from the store at a time.
   private static let pageSize = 200
 
-  public init(session: UUID, selection: Selection, log: any EventLogReader, hub: EventHub) {
+  /// - Parameter lease: the stream's place among all streams, which it keeps as long as it is there.
+  public init(
+    session: UUID, selection: Selection, log: any EventLogReader, hub: EventHub, lease: StreamPlaces.Lease? = nil
+  ) {
+    self.lease = lease
     self.session = session
     self.selection = selection
     self.log = log
     self.hub = hub
+  }
+
+  /// Events of the log after one of them, and how far it was looked through.
+  private func page(after: Int64) async -> Result<([Event], Int64), SessionStoreError> {
+    do throws(SessionStoreError) {
+      // With a choice of types the page doesn't tell how far the log has been looked through; this does.
+      let seen = selection.types == nil ? after : try await log.lastSequence(of: session)
+      let events = try await log.events(
+        of: session, after: after, limit: Self.pageSize, types: selection.types)
+      return .success((events, seen))
+    } catch {
+      return .failure(error)
+    }
   }
 
   /// Begins to read. `close()` must be called at the end.
@@ -100,18 +118,16 @@ public struct EventStream: Sendable {
         ending = end
         return []
       }
-      let session = stream.session
-      let events: [Event]
-      var seen = last
+      let (stream, after) = (stream, last)
+      // In a task of its own: what a read of the store takes, this one would keep for as long as the stream lasts.
+      let page = await Task { await stream.page(after: after) }.value
+      let (events, seen): ([Event], Int64)
       do throws(SessionStoreError) {
-        // With a choice of types the page doesn't tell how far the log has been looked through; this does.
-        if stream.selection.types != nil { seen = try await stream.log.lastSequence(of: session) }
-        events = try await stream.log.events(
-          of: session, after: last, limit: EventStream.pageSize, types: stream.selection.types)
+        (events, seen) = try page.get()
       } catch {
         guard case .sessionNotFound = error else { throw error }
         ending = .terminated
-        return [.terminated(session)]
+        return [.terminated(stream.session)]
       }
       last = events.last?.sequence ?? last
       if events.count < EventStream.pageSize {

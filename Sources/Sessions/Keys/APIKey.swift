@@ -27,10 +27,12 @@ public struct APIKey: Hashable, Sendable, Identifiable {
   public let createdAt: Timestamp
   public var expiresAt: Timestamp?
   public var revokedAt: Timestamp?
+  /// What it may use; the server decides about the rest.
+  public var limits: KeyLimits
 
   public init(
     id: String, name: String, role: Role, sessionID: UUID? = nil, digest: [UInt8], createdAt: Timestamp,
-    expiresAt: Timestamp? = nil, revokedAt: Timestamp? = nil
+    expiresAt: Timestamp? = nil, revokedAt: Timestamp? = nil, limits: KeyLimits = KeyLimits()
   ) {
     self.id = id
     self.name = name
@@ -40,6 +42,7 @@ public struct APIKey: Hashable, Sendable, Identifiable {
     self.createdAt = createdAt
     self.expiresAt = expiresAt
     self.revokedAt = revokedAt
+    self.limits = limits
   }
 
   /// Whether the key is good at `now`.
@@ -73,6 +76,10 @@ public protocol KeyStore: Sendable {
   ///
   /// - Returns: the key as it is now; nil if there is none, or it is revoked.
   func replaceKeyDigest(_ id: String, with digest: [UInt8]) async throws(SessionStoreError) -> APIKey?
+  /// Changes what a key may use.
+  ///
+  /// - Returns: the key as it is now; nil if there is none, or it is revoked.
+  func setKeyLimits(_ id: String, to limits: KeyLimits) async throws(SessionStoreError) -> APIKey?
   /// - Returns: false if there is no such key. One that is revoked already stays as it is.
   func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool
 }

@@ -1,7 +1,8 @@
 import Glibc
 import Synchronization
 
-/// Keys of a store, remembered until somebody changes them, so that a request costs no look-up.
+/// The keys of a store, remembered until somebody changes them, so that a request costs no look-up, and one with an id
+/// that doesn't exist takes no longer than one with a wrong secret.
 ///
 /// Each change, also by the command line beside a running server, replaces a file; whoever sees another file than
 /// before asks the store again. A change therefore holds with the first request after it.
@@ -13,16 +14,13 @@ public final class WatchedKeyStore: KeyStore {
   }
 
   private struct Memory {
-    var stamp = Stamp()
-    var found: [String: APIKeyLookup] = [:]
+    let stamp: Stamp
+    let keys: [String: APIKey]
   }
-
-  /// Made-up ids must not pile up.
-  private static let rememberedKeys = 1000
 
   private let store: any KeyStore
   private let path: String
-  private let memory = Mutex(Memory())
+  private let memory = Mutex<Memory?>(nil)
 
   /// - Parameter stateDirectory: an existing directory that all who change the keys have in common.
   public init(_ store: any KeyStore, stateDirectory: String) {
@@ -33,14 +31,14 @@ public final class WatchedKeyStore: KeyStore {
   public func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
     // Taken before the store is asked: what changes in between is found by the next request.
     let stamp = stamp()
-    let known = memory.withLock { $0.stamp == stamp ? $0.found[id ?? ""] : nil }
-    if let known { return known }
-    let found = try await store.lookUpKey(id)
-    memory.withLock { memory in
-      if memory.stamp != stamp { memory = Memory(stamp: stamp) }
-      if memory.found.count < Self.rememberedKeys { memory.found[id ?? ""] = found }
-    }
-    return found
+    if let known = memory.withLock({ $0?.stamp == stamp ? $0 : nil }) { return Self.lookUp(id, known.keys) }
+    let keys = Dictionary(uniqueKeysWithValues: try await store.keys().map { ($0.id, $0) })
+    memory.withLock { $0 = Memory(stamp: stamp, keys: keys) }
+    return Self.lookUp(id, keys)
+  }
+
+  private static func lookUp(_ id: String?, _ keys: [String: APIKey]) -> APIKeyLookup {
+    APIKeyLookup(key: id.flatMap { keys[$0] }, hasKeys: !keys.isEmpty)
   }
 
   public func keys() async throws(SessionStoreError) -> [APIKey] { try await store.keys() }
@@ -52,6 +50,12 @@ public final class WatchedKeyStore: KeyStore {
 
   public func replaceKeyDigest(_ id: String, with digest: [UInt8]) async throws(SessionStoreError) -> APIKey? {
     let key = try await store.replaceKeyDigest(id, with: digest)
+    try announceChange()
+    return key
+  }
+
+  public func setKeyLimits(_ id: String, to limits: KeyLimits) async throws(SessionStoreError) -> APIKey? {
+    let key = try await store.setKeyLimits(id, to: limits)
     try announceChange()
     return key
   }

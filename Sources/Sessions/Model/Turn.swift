@@ -10,7 +10,7 @@ public struct Turn: Hashable, Sendable, Identifiable {
   public let sessionID: UUID
   /// 1, 2, … within the session, in the order of acceptance.
   public let number: Int
-  public let prompt: String
+  public var prompt: String
   /// Options for this message alone, an object.
   public let options: JSONText
   /// Id of the API key that sent the message; nil when the server runs without keys.

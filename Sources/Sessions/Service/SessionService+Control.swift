@@ -181,7 +181,6 @@ extension SessionService {
   public func fork(
     _ id: UUID, name: String? = nil, owner: String? = nil, idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> CreatedSession {
-    guard !isShuttingDown else { throw .shuttingDown }
     if let idempotency, let earlier = try await earlierSession(idempotency, .now()) { return earlier }
     return try await held(id) { () async throws(SessionServiceError) -> CreatedSession in
       try await self.makeFork(id, name: name, owner: owner, idempotency)
@@ -206,7 +205,9 @@ extension SessionService {
       // Half of what it held would be there if it was deleted meanwhile.
       _ = try await fromStore { () throws(SessionStoreError) in try await self.store.session(id) }
       let admission = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.createSession(fork, firstTurn: nil, events: events, idempotency: idempotency)
+        try await self.store.createSession(
+          fork, firstTurn: nil, events: events, idempotency: idempotency,
+          accounts: try await self.limits.accounts(owner: owner, sender: owner))
       }
       switch admission {
       case .created(let created, _, let events):
@@ -268,7 +269,7 @@ extension SessionService {
     defer {
       heldSessions.remove(id)
       if let waiting = work[id] {
-        if waiting.queue.isEmpty {
+        if waiting.queue.isEmpty || isDraining {
           work[id] = nil
         } else {
           work[id]?.task = Task { await self.workOff(id) }

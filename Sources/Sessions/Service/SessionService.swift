@@ -23,6 +23,22 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
   public var approvalTimeout: Duration = .seconds(600)
 
+  /// Turns that run at one time; others wait, those of different keys in fair order. Default: no bound.
+  public var maximumRunningTurns = Int.max
+
+  /// Whether there is room for one more turn beside those that run; asked at least every ``roomInterval`` while some
+  /// wait for it. Default: always.
+  public var hasRoom: @Sendable () -> Bool = { true }
+
+  /// How often to ask for room. Default 0.5 s.
+  public var roomInterval: Duration = .milliseconds(500)
+
+  /// Streams that are open at one time, of all keys together. Default: no bound.
+  public var maximumStreams = Int.max
+
+  /// How long a turn has for its end when its session is deleted, so that what it used is known. Default 3 s.
+  public var deletionPatience: Duration = .seconds(3)
+
   /// The shortest pause between two looks at the workspace of a running turn. Default 1 s.
   public var watchInterval: Duration = .seconds(1)
 
@@ -107,13 +123,27 @@ public actor SessionService {
   private var cancelling: Set<UUID> = []
   private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
-  var isShuttingDown = false
+  /// No turn starts any more; see ``shutdown(patience:)``.
+  var isDraining = false
+  /// Nor is anything waited for.
+  private var isShuttingDown = false
+  let limits: KeyLimitPolicy
+  /// Places for streams; see ``leaseStream(for:)``.
+  public nonisolated let streams: StreamPlaces
+  /// The right to run.
+  private var places: FairQueue
+  /// Asks for room again while some turn waits for it.
+  private var roomWatch: Task<Void, Never>?
   private var purging: Task<Void, Never>?
 
   public init(
     store: any SessionStore, workspaces: Workspaces, runner: any TurnRunner, hub: EventHub = EventHub(),
+    limits: KeyLimitPolicy = KeyLimitPolicy(),
     configuration: SessionServiceConfiguration = SessionServiceConfiguration(), logger: Logger
   ) {
+    self.limits = limits
+    streams = StreamPlaces(maximum: configuration.maximumStreams)
+    places = FairQueue(places: configuration.maximumRunningTurns)
     self.hub = hub
     self.store = store
     self.workspaces = workspaces
@@ -164,19 +194,33 @@ public actor SessionService {
   /// shutdown begins; clients come back with their cursors.
   public nonisolated func endStreams() { hub.endAll() }
 
-  /// Takes no more messages and ends the running turns, which are kept as interrupted. Messages that wait stay
-  /// accepted and run after the next start. Returns when no turn runs.
-  public func shutdown() async {
-    isShuttingDown = true
+  /// Starts no more turns and lets those that run come to their end. What still runs after `patience` is ended and
+  /// kept as interrupted. Messages that wait, and those that still come, are kept and run after the next start; who
+  /// waits for one of them is told so. Returns when no turn runs.
+  public func shutdown(patience: Duration = .zero) async {
+    isDraining = true
     purging?.cancel()
-    hub.endAll()
-    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
-    for task in work.values.compactMap(\.task) { await task.value }
-    let left = waiters
-    waiters = [:]
-    for continuation in left.values.flatMap(\.values) {
-      continuation.resume(throwing: SessionServiceError.shuttingDown)
+    roomWatch?.cancel()
+    for waiter in places.removeAll() { waiter.continuation.resume(returning: false) }
+    for turn in work.values.flatMap(\.queue) { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
+    let limit = Task {
+      do { try await Task.sleep(for: patience) } catch { return }
+      // More than once, as a turn may not have reached the runner yet.
+      while true {
+        await self.interruptAll()
+        do { try await Task.sleep(for: .milliseconds(100)) } catch { return }
+      }
     }
+    for task in work.values.compactMap(\.task) { await task.value }
+    limit.cancel()
+    await limit.value
+    isShuttingDown = true
+    hub.endAll()
+  }
+
+  private func interruptAll() async {
+    isShuttingDown = true
+    for (id, work) in work where work.running != nil { await runner.interrupt(id) }
   }
 
   // MARK: Sessions
@@ -202,7 +246,6 @@ public actor SessionService {
     try await onDisk { try await self.workspaces.create(id) }
     do {
       try await fill(id)
-      guard !isShuttingDown else { throw SessionServiceError.shuttingDown }
     } catch {
       await removeDirectories(id)
       throw error
@@ -211,7 +254,6 @@ public actor SessionService {
   }
 
   private func earlierSession(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession? {
-    guard !isShuttingDown else { throw .shuttingDown }
     guard let claim = new.idempotency else { return nil }
     return try await earlierSession(claim, .now())
   }
@@ -229,7 +271,7 @@ public actor SessionService {
     do throws(SessionStoreError) {
       admission = try await store.createSession(
         session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
-        idempotency: new.idempotency)
+        idempotency: new.idempotency, accounts: try await limits.accounts(owner: new.owner, sender: new.owner))
     } catch {
       await removeDirectories(id)
       throw SessionServiceError(error)
@@ -297,7 +339,19 @@ public actor SessionService {
     }
     cache.remove(id)
     work[id]?.isDeleted = true
+    withdraw(id)
+    await endTurn(of: id)
     await finishDeletion(id)
+  }
+
+  /// Gives the running turn of a session the time to end by itself and to say what it used.
+  private func endTurn(of id: UUID) async {
+    let end = ContinuousClock.now + configuration.deletionPatience
+    while let turn = work[id]?.running, ContinuousClock.now < end {
+      await runner.interrupt(id)
+      if work[id]?.running?.id != turn.id { return }
+      do { try await Task.sleep(for: .milliseconds(50)) } catch { return }
+    }
   }
 
   private func finishDeletion(_ id: UUID) async {
@@ -337,12 +391,12 @@ public actor SessionService {
     _ prompt: String, for id: UUID, options: JSONText = "{}", owner: String? = nil,
     idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> AcceptedMessage {
-    guard !isShuttingDown else { throw .shuttingDown }
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
       admission = try await store.enqueueTurn(
-        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit)
+        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit,
+        accounts: try await limits.accounts(owner: try await self.owner(of: id), sender: owner))
     } catch {
       if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
         throw .sessionDeleted
@@ -389,14 +443,25 @@ public actor SessionService {
     }
   }
 
-  /// Which place a queued turn has among those that wait for the running one, from 1; nil if it doesn't wait.
+  /// Which place a queued turn has, from 1; nil if it doesn't wait. It counts the turns of its session before it, and
+  /// if none of the session runs, the sessions of the same key whose turns are to run before.
   public func position(of turn: Turn) -> Int? {
-    work[turn.sessionID]?.queue.firstIndex { $0.id == turn.id }.map { $0 + 1 }
+    guard let index = work[turn.sessionID]?.queue.firstIndex(where: { $0.id == turn.id }) else { return nil }
+    return index + 1 + (places.position(of: turn.sessionID) ?? 0)
   }
 
-  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then.
+  /// Waits for the end of a turn, but not longer than `patience`, and returns the turn as it is then. One that runs
+  /// only after the next start isn't waited for.
   public func outcome(of turn: Turn, within patience: Duration) async throws -> Turn {
     if turn.state.isFinal { return turn }
+    do {
+      return try await endedTurn(turn, within: patience)
+    } catch SessionServiceError.postponed(let turn) {
+      return turn
+    }
+  }
+
+  private func endedTurn(_ turn: Turn, within patience: Duration) async throws -> Turn {
     let ended: Turn? = try await withThrowingTaskGroup(of: Turn?.self) { group in
       group.addTask { try await self.outcome(of: turn) }
       group.addTask {
@@ -419,8 +484,9 @@ public actor SessionService {
     else {
       let turn = try await turn(id, of: sessionID)
       // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
-      throw turn.state == .queued && isShuttingDown ? .shuttingDown : .turnState(turn.state)
+      throw turn.state == .queued && isDraining ? .shuttingDown : .turnState(turn.state)
     }
+    if work[sessionID]?.queue.isEmpty == true { withdraw(sessionID) }
     cancelling.insert(id)
     defer { cancelling.remove(id) }
     let outcome = TurnOutcome(state: .cancelled, finishedAt: .now(), failure: .cancelled)
@@ -441,14 +507,15 @@ public actor SessionService {
 
   /// Waits for the end of a turn. When the waiting task is cancelled, the turn goes on.
   ///
-  /// - Throws: ``SessionServiceError``, or `CancellationError`.
+  /// - Throws: ``SessionServiceError``, such as `postponed` if the server ends before the turn begins, or
+  ///   `CancellationError`.
   public func outcome(of turn: Turn) async throws -> Turn {
     if turn.state.isFinal { return turn }
     guard isUnfinished(turn) else {
       let current = try await fromStore { () throws(SessionStoreError) in try await self.store.turn(turn.id) }
       // It may have ended, or begun to wait again, in the meantime.
       if current.state.isFinal { return current }
-      guard isUnfinished(turn) else { throw SessionServiceError.shuttingDown }
+      guard isUnfinished(turn) else { throw SessionServiceError.postponed(current) }
       return try await wait(for: turn)
     }
     return try await wait(for: turn)
@@ -457,7 +524,7 @@ public actor SessionService {
   private func isUnfinished(_ turn: Turn) -> Bool {
     if cancelling.contains(turn.id) { return true }
     guard let work = work[turn.sessionID] else { return false }
-    return work.running?.id == turn.id || work.queue.contains { $0.id == turn.id }
+    return work.running?.id == turn.id || (!isDraining && work.queue.contains { $0.id == turn.id })
   }
 
   private func wait(for turn: Turn) async throws -> Turn {
@@ -490,6 +557,7 @@ public actor SessionService {
   // MARK: Work
 
   private func schedule(_ turn: Turn) {
+    if isDraining { return resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
     let id = turn.sessionID
     enqueue(turn)
     guard work[id]?.task == nil, !heldSessions.contains(id) else { return }
@@ -498,6 +566,9 @@ public actor SessionService {
 
   /// Puts a turn at its place in the queue: the answers of the store may come in another order than its turns.
   private func enqueue(_ turn: Turn) {
+    // The store has the prompt; many that wait would take much memory.
+    var turn = turn
+    turn.prompt = ""
     var queue = work[turn.sessionID]?.queue ?? []
     queue.insert(turn, at: queue.lastIndex { $0.number < turn.number }.map { $0 + 1 } ?? 0)
     work[turn.sessionID, default: Work(queue: [])].queue = queue
@@ -512,7 +583,12 @@ public actor SessionService {
         continue
       }
       // What waits is in the store and runs after the next start.
-      if isShuttingDown { break }
+      if isDraining { break }
+      let account = await account(of: id)
+      guard await takePlace(id, account) else { continue }
+      defer { giveBack(account) }
+      // Much may have happened meanwhile.
+      guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isDraining else { continue }
       work[id]?.queue.removeFirst()
       work[id]?.running = next
       let result = await run(next)
@@ -528,22 +604,86 @@ public actor SessionService {
     work[id] = nil
   }
 
+  /// Waits for the right to run a turn.
+  ///
+  /// - Returns: false if it was withdrawn.
+  private func takePlace(_ id: UUID, _ account: KeyAccount) async -> Bool {
+    guard work[id]?.isDeleted == false, work[id]?.queue.isEmpty == false, !isDraining else { return false }
+    return await withCheckedContinuation { continuation in
+      places.add(
+        FairQueue.Waiter(
+          id: id, account: account.key, limit: account.limits[.runningTurns], continuation: continuation))
+      givePlaces()
+    }
+  }
+
+  private func giveBack(_ account: KeyAccount) {
+    places.release(account.key)
+    givePlaces()
+  }
+
+  private func givePlaces() {
+    while let waiter = places.next(hasRoom: configuration.hasRoom) { waiter.continuation.resume(returning: true) }
+    guard places.waitingCount > 0, roomWatch == nil, !isDraining, !configuration.hasRoom() else { return }
+    roomWatch = Task { [weak self, interval = configuration.roomInterval] in
+      do { try await Task.sleep(for: interval) } catch { return }
+      await self?.askForRoom()
+    }
+  }
+
+  private func askForRoom() {
+    roomWatch = nil
+    givePlaces()
+  }
+
+  /// Lets a session wait for its place no more; its work goes on and sees why.
+  private func withdraw(_ id: UUID) {
+    places.remove(id)?.continuation.resume(returning: false)
+  }
+
+  /// For whom the turns of a session run. What the store can't say now, the turn's own start will find out.
+  private func account(of id: UUID) async -> KeyAccount {
+    do throws(SessionStoreError) {
+      return try await limits.account(try await owner(of: id) ?? "")
+    } catch {
+      return KeyAccount(key: "")
+    }
+  }
+
+  /// The key that owns a session; nil if there is none, or no such session.
+  private func owner(of id: UUID) async throws(SessionStoreError) -> String? {
+    if let session = cache[id] { return session.owner }
+    do throws(SessionStoreError) {
+      return try await store.session(id).owner
+    } catch .sessionNotFound {
+      return nil
+    }
+  }
+
   private func run(_ queued: Turn) async -> Result<Turn, any Error> {
     let id = queued.sessionID
     let session: Session
     let turn: Turn
+    let allowance: Int64?
     do throws(SessionServiceError) {
       session = try await self.session(id)
       let change = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.startTurn(queued.id, at: .now(), events: EventLog.running(queued))
+        try await self.store.startTurn(
+          queued.id, at: .now(), events: EventLog.running(queued),
+          accounts: try await self.limits.accounts(owner: session.owner, sender: queued.owner))
       }
       hub.publish(change.events)
       turn = change.turn
+      allowance = change.allowance
+    } catch .limited(let excess) {
+      let outcome = TurnOutcome(state: .failed, finishedAt: .now(), failure: TurnFailure(excess))
+      return await finish(queued, outcome)
     } catch {
       return .failure(work[id]?.isDeleted == true ? .sessionDeleted : error)
     }
     let request = TurnRequest(
-      session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id))
+      session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id),
+      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) })
     let recorder = TurnRecorder(
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let outcome: TurnOutcome
@@ -561,8 +701,24 @@ public actor SessionService {
     }
     await recorder.finish()
     await approvalDesk.turnEnded(turn)
-    if work[id]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
+    if work[id]?.isDeleted == true {
+      await account(for: turn, outcome)
+      return .failure(SessionServiceError.sessionDeleted)
+    }
     return await finish(turn, outcome)
+  }
+
+  /// Writes what a turn used whose session is being deleted.
+  private func account(for turn: Turn, _ outcome: TurnOutcome) async {
+    do throws(SessionStoreError) {
+      _ = try await withPatience(configuration.storePatience, while: { !self.isShuttingDown }) {
+        () throws(SessionStoreError) in try await self.store.finishTurn(turn.id, outcome)
+      }
+    } catch {
+      logger.error(
+        "What a turn used could not be stored",
+        metadata: ["turn": "\(turn.id.lowercaseString)", "error": "\(error)"])
+    }
   }
 
   /// Writes a turn's end, with patience: it can't be had a second time.
@@ -590,8 +746,12 @@ public actor SessionService {
   /// The events of a session from a place in its log on, as they come.
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
-  public nonisolated func eventStream(of id: UUID, _ selection: EventStream.Selection) -> EventStream {
-    EventStream(session: id, selection: selection, log: store, hub: hub)
+  ///
+  /// - Parameter lease: see ``leaseStream(for:)``.
+  public nonisolated func eventStream(
+    of id: UUID, _ selection: EventStream.Selection, lease: StreamPlaces.Lease? = nil
+  ) -> EventStream {
+    EventStream(session: id, selection: selection, log: store, hub: hub, lease: lease)
   }
 
   /// Events of a session by number, ascending, after one of them.
@@ -683,6 +843,6 @@ extension TurnOutcome {
     self.init(
       state: state, finishedAt: finishedAt, result: result, structuredOutput: structuredOutput, failure: failure,
       usage: accounts.usage, costUSD: accounts.costUSD, durationMilliseconds: accounts.durationMilliseconds,
-      modelTurns: accounts.modelTurns)
+      modelTurns: accounts.modelTurns, isCostUnknown: accounts.isIncomplete)
   }
 }

@@ -4,6 +4,10 @@ public enum SessionServiceError: Error, Hashable, Sendable {
   case turnNotFound
   /// As many messages as may wait are waiting; another may be tried after some seconds.
   case queueFull(limit: Int, retryAfter: Int)
+  /// It would go beyond a limit of a key.
+  case limited(LimitExcess)
+  /// As many streams are open as the server allows.
+  case streamsExhausted(maximum: Int)
   /// The session was deleted while the call waited for one of its turns.
   case sessionDeleted
   /// The turn isn't in a state in which this can be done.
@@ -19,6 +23,8 @@ public enum SessionServiceError: Error, Hashable, Sendable {
   case idempotencyMismatch
   /// The server is about to end; what was accepted is kept and goes on after the next start.
   case shuttingDown
+  /// The turn is accepted, and begins only after the next start of the server.
+  case postponed(Turn)
   /// There is no room for what the request needs.
   case diskFull
   /// The directories of the session can't be made or removed.
@@ -31,6 +37,7 @@ public enum SessionServiceError: Error, Hashable, Sendable {
     case .turnNotFound: self = .turnNotFound
     case .approvalNotFound: self = .approvalNotFound
     case .diskFull: self = .diskFull
+    case .limited(let excess): self = .limited(excess)
     default: self = .store(error)
     }
   }

@@ -34,11 +34,14 @@ public struct TurnRequest: Hashable, Sendable {
   public let turn: Turn
   /// The configuration directory of the session, outside its workspace.
   public let configurationDirectory: String
+  /// US dollars that the turn may spend, beside what its options say; nil for no bound.
+  public let allowanceUSD: Double?
 
-  public init(session: Session, turn: Turn, configurationDirectory: String) {
+  public init(session: Session, turn: Turn, configurationDirectory: String, allowanceUSD: Double? = nil) {
     self.session = session
     self.turn = turn
     self.configurationDirectory = configurationDirectory
+    self.allowanceUSD = allowanceUSD
   }
 
   /// What holds for this turn.
@@ -53,14 +56,18 @@ public struct TurnAccounts: Hashable, Sendable {
   public var costUSD: Double?
   public var durationMilliseconds: Int64?
   public var modelTurns: Int?
+  /// Whether the agent may have used more than is in here, because it ended without a report.
+  public var isIncomplete: Bool
 
   public init(
-    usage: TokenUsage? = nil, costUSD: Double? = nil, durationMilliseconds: Int64? = nil, modelTurns: Int? = nil
+    usage: TokenUsage? = nil, costUSD: Double? = nil, durationMilliseconds: Int64? = nil, modelTurns: Int? = nil,
+    isIncomplete: Bool = false
   ) {
     self.usage = usage
     self.costUSD = costUSD
     self.durationMilliseconds = durationMilliseconds
     self.modelTurns = modelTurns
+    self.isIncomplete = isIncomplete
   }
 }
 

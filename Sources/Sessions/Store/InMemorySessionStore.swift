@@ -16,6 +16,13 @@ public actor InMemorySessionStore: SessionStore {
     var approvals: [UUID] = []
   }
 
+  /// What was used in one hour.
+  private struct Use {
+    var turns: Int64 = 0
+    var tokens: Int64 = 0
+    var cost: Int64 = 0
+  }
+
   private var entries: [UUID: Entry] = [:]
   private var turns: [UUID: Turn] = [:]
   /// Ids of turns in the order of acceptance.
@@ -24,13 +31,18 @@ public actor InMemorySessionStore: SessionStore {
   private var records: [IdempotencyKey: IdempotencyRecord] = [:]
   private var nextPosition: Int64 = 1
   private var isClosed = false
+  /// What running turns may spend, in billionths of a US dollar.
+  private var reserved: [UUID: Int64] = [:]
+  /// By key and hour.
+  private var books: [String: [Int64: Use]] = [:]
 
   public init() {}
 
   // MARK: Sessions
 
   public func createSession(
-    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?,
+    accounts: [KeyAccount]
   ) throws(SessionStoreError) -> SessionAdmission {
     try checkOpen()
     if let idempotency, let record = record(for: idempotency.key, at: session.createdAt) {
@@ -44,6 +56,12 @@ public actor InMemorySessionStore: SessionStore {
       throw .alreadyExists("Session \(session.id.lowercaseString)")
     }
     if let firstTurn { try checkIsNew(firstTurn) }
+    try admit { () throws in
+      try Admission.checkSession(accounts, at: session.createdAt) { self.use(of: $0, at: session.createdAt) }
+      if firstTurn != nil {
+        try Admission.checkNewTurn(accounts, at: session.createdAt) { self.use(of: $0, at: session.createdAt) }
+      }
+    }
     entries[session.id] = Entry(position: nextPosition, session: session)
     nextPosition += 1
     let turn = firstTurn.map { add($0, to: session.id) }
@@ -130,7 +148,7 @@ public actor InMemorySessionStore: SessionStore {
   // MARK: Turns
 
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
   ) throws(SessionStoreError) -> TurnAdmission {
     let entry = try entry(turn.sessionID)
     if let idempotency, let record = record(for: idempotency.key, at: turn.createdAt) {
@@ -144,6 +162,9 @@ public actor InMemorySessionStore: SessionStore {
       if unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
     }
     try checkIsNew(turn)
+    try admit { () throws in
+      try Admission.checkNewTurn(accounts, at: turn.createdAt) { self.use(of: $0, at: turn.createdAt) }
+    }
     let added = add(turn, to: turn.sessionID)
     touch(turn.sessionID, at: turn.createdAt)
     remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
@@ -151,17 +172,21 @@ public actor InMemorySessionStore: SessionStore {
   }
 
   public func startTurn(
-    _ id: UUID, at now: Timestamp, events: [NewEvent]
+    _ id: UUID, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
   ) throws(SessionStoreError) -> TurnChange {
     var turn = try turn(id)
     guard turn.state == .queued else { throw .conflict(.turnState(turn.state)) }
     if let running = entries[turn.sessionID]?.turns.first(where: { turns[$0]?.state == .running }) {
       throw .conflict(.sessionBusy(runningTurn: running))
     }
+    let allowance = try admit { () throws in
+      try Admission.checkStart(accounts, at: now) { self.use(of: $0, at: now) }
+    }
     turn.state = .running
     turn.startedAt = now
     turns[id] = turn
-    return TurnChange(turn: turn, events: add(events, to: turn.sessionID))
+    reserved[id] = allowance
+    return TurnChange(turn: turn, events: add(events, to: turn.sessionID), allowance: allowance)
   }
 
   public func finishTurn(
@@ -181,6 +206,7 @@ public actor InMemorySessionStore: SessionStore {
     turn.durationMilliseconds = outcome.durationMilliseconds
     turn.modelTurns = outcome.modelTurns
     turns[id] = turn
+    charge(turn, outcome)
     touch(turn.sessionID, at: outcome.finishedAt)
     let voided = voidApprovals(of: turn.sessionID, turn: id, at: outcome.finishedAt)
     return TurnChange(turn: turn, events: add(events, to: turn.sessionID), voidedApprovals: voided)
@@ -223,6 +249,7 @@ public actor InMemorySessionStore: SessionStore {
         turn.finishedAt = now
         turn.failure = .serverStopped
         turns[turn.id] = turn
+        charge(turn, TurnOutcome(state: .interrupted, finishedAt: now, isCostUnknown: true))
         stopped.append(turn)
       }
       let voided = voidApprovals(of: id, turn: nil, at: now)
@@ -304,6 +331,63 @@ public actor InMemorySessionStore: SessionStore {
       .filter { states?.contains($0.state) ?? true }
   }
 
+  // MARK: Usage
+
+  public func usage(of key: String, at now: Timestamp) throws(SessionStoreError) -> KeyUsage {
+    try checkOpen()
+    return use(of: key, at: now)
+  }
+
+  private func use(of key: String, at now: Timestamp) -> KeyUsage {
+    var usage = KeyUsage()
+    for entry in entries.values where entry.session.deletedAt == nil {
+      if (entry.session.owner ?? "") == key { usage.sessions += 1 }
+    }
+    for turn in turns.values where !turn.state.isFinal {
+      guard keys(of: turn).contains(key) else { continue }
+      if turn.state == .running {
+        usage.runningTurns += 1
+        usage.reserved += reserved[turn.id] ?? 0
+      } else if visibleEntry(turn.sessionID) != nil {
+        usage.queuedTurns += 1
+      }
+    }
+    let day = UsagePeriod.hour(of: UsagePeriod.day.start(now))
+    let month = UsagePeriod.hour(of: UsagePeriod.month.start(now))
+    for (hour, use) in books[key] ?? [:] {
+      if hour == UsagePeriod.hour(of: now) { usage.turnsThisHour += use.turns }
+      if hour >= day {
+        usage.tokensToday += use.tokens
+        usage.costToday += use.cost
+      }
+      if hour >= month { usage.costThisMonth += use.cost }
+    }
+    return usage
+  }
+
+  private func keys(of turn: Turn) -> [String] {
+    KeyLimitPolicy.keys(owner: entries[turn.sessionID]?.session.owner, sender: turn.owner)
+  }
+
+  private func charge(_ turn: Turn, _ outcome: TurnOutcome) {
+    let charge = outcome.charge(reserved: reserved.removeValue(forKey: turn.id))
+    let hour = UsagePeriod.hour(of: outcome.finishedAt)
+    for key in keys(of: turn) {
+      books[key, default: [:]][hour, default: Use()].tokens += charge.tokens
+      books[key, default: [:]][hour, default: Use()].cost += charge.cost
+    }
+  }
+
+  private func admit<Value>(_ body: () throws -> Value) throws(SessionStoreError) -> Value {
+    do {
+      return try body()
+    } catch let error as SessionStoreError {
+      throw error
+    } catch {
+      throw .io("\(error)")
+    }
+  }
+
   // MARK: Idempotency
 
   public func idempotencyRecord(
@@ -376,6 +460,9 @@ public actor InMemorySessionStore: SessionStore {
     turns[turn.id] = turn
     acceptance.append(turn.id)
     entries[sessionID]?.turns.append(turn.id)
+    for key in keys(of: turn) {
+      books[key, default: [:]][UsagePeriod.hour(of: new.createdAt), default: Use()].turns += 1
+    }
     return turn
   }
 

@@ -43,9 +43,11 @@ public protocol SessionStore: EventLogReader {
   ///   - events: the beginning of the session's log.
   ///   - idempotency: if a session was created with this claim in the last 24 hours before
   ///     `session.createdAt`, nothing is created.
-  /// - Throws: `alreadyExists` if the id of the session or turn is in use.
+  ///   - accounts: whose limits hold for it. This is looked at after `idempotency`.
+  /// - Throws: `alreadyExists` if the id of the session or turn is in use, `limited`.
   func createSession(
-    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?,
+    accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> SessionAdmission
 
   /// - Throws: `sessionNotFound`.
@@ -88,20 +90,23 @@ public protocol SessionStore: EventLogReader {
   ///     nothing is added. This is looked at before the queue's length.
   ///   - queueLimit: how many turns may wait behind the running one (or the one that is next to run). 0 accepts
   ///     a message only for an idle session; nil sets no limit.
-  /// - Throws: `sessionNotFound`, `alreadyExists` if the turn's id is in use.
+  ///   - accounts: whose limits hold for it. This is looked at last.
+  /// - Throws: `sessionNotFound`, `alreadyExists` if the turn's id is in use, `limited`.
   func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnAdmission
 
-  /// Makes a queued turn the running one of its session.
+  /// Makes a queued turn the running one of its session, and reserves what it may spend.
   ///
-  /// - Throws: `turnNotFound`, `conflict(.turnState)` if it isn't queued, `conflict(.sessionBusy)`.
+  /// - Parameter accounts: whose budgets hold for it.
+  /// - Throws: `turnNotFound`, `conflict(.turnState)` if it isn't queued, `conflict(.sessionBusy)`, `limited`.
   func startTurn(
-    _ id: UUID, at now: Timestamp, events: [NewEvent]
+    _ id: UUID, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnChange
 
   /// Ends a running or queued turn, writes what came of it, adds events, makes approvals void that are still
-  /// pending for it, and makes its end the session's `lastUsed`.
+  /// pending for it, makes its end the session's `lastUsed`, and adds what it used to the books of its keys, from
+  /// which it doesn't go when the session is deleted.
   ///
   /// - Throws: `turnNotFound`, `conflict(.turnState)` if it has ended before, or if `outcome.state` isn't final.
   func finishTurn(
@@ -127,7 +132,8 @@ public protocol SessionStore: EventLogReader {
 
   /// Puts in order what the end of an earlier process left, before the first request is served.
   ///
-  /// Running turns become interrupted (failure code `interrupted`), pending approvals void. Queued turns stay.
+  /// Running turns become interrupted (failure code `interrupted`) and count with what they had reserved, pending
+  /// approvals become void. Queued turns stay.
   ///
   /// - Parameter events: gives the events to add to the log of a session that was interrupted. It is called
   ///   within the transaction, possibly more than once, and must not call the store.
@@ -172,6 +178,13 @@ public protocol SessionStore: EventLogReader {
     of sessionID: UUID, states: Set<Approval.State>?
   ) async throws(SessionStoreError) -> [Approval]
 
+  // MARK: Usage
+
+  /// What counts for a key; zeros for one that is not known.
+  ///
+  /// - Parameter key: the id of a key; empty for use without one.
+  func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage
+
   // MARK: Idempotency
 
   /// The record of a key that still answers at `now`, if there is one.
@@ -206,7 +219,13 @@ extension SessionStore {
   public func createSession(
     _ session: Session, firstTurn: NewTurn? = nil, events: [NewEvent] = []
   ) async throws(SessionStoreError) -> SessionAdmission {
-    try await createSession(session, firstTurn: firstTurn, events: events, idempotency: nil)
+    try await createSession(session, firstTurn: firstTurn, events: events, idempotency: nil, accounts: [])
+  }
+
+  public func createSession(
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?
+  ) async throws(SessionStoreError) -> SessionAdmission {
+    try await createSession(session, firstTurn: firstTurn, events: events, idempotency: idempotency, accounts: [])
   }
 
   @discardableResult
@@ -224,11 +243,19 @@ extension SessionStore {
   public func enqueueTurn(
     _ turn: NewTurn, events: [NewEvent] = []
   ) async throws(SessionStoreError) -> TurnAdmission {
-    try await enqueueTurn(turn, events: events, idempotency: nil, queueLimit: nil)
+    try await enqueueTurn(turn, events: events, idempotency: nil, queueLimit: nil, accounts: [])
   }
 
-  public func startTurn(_ id: UUID, at now: Timestamp) async throws(SessionStoreError) -> TurnChange {
-    try await startTurn(id, at: now, events: [])
+  public func enqueueTurn(
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+  ) async throws(SessionStoreError) -> TurnAdmission {
+    try await enqueueTurn(turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: [])
+  }
+
+  public func startTurn(
+    _ id: UUID, at now: Timestamp, events: [NewEvent] = []
+  ) async throws(SessionStoreError) -> TurnChange {
+    try await startTurn(id, at: now, events: events, accounts: [])
   }
 
   public func finishTurn(_ id: UUID, _ outcome: TurnOutcome) async throws(SessionStoreError) -> TurnChange {

@@ -21,6 +21,8 @@ public enum SessionStoreError: Error, Hashable, Sendable {
   case corrupt(path: String)
   /// The database was written by a newer version of this program; `migrations` are those it doesn't know.
   case schemaTooNew(path: String, migrations: [String])
+  /// It would go beyond a limit of a key.
+  case limited(LimitExcess)
   case io(String)
 
   public enum Conflict: Hashable, Sendable {
@@ -47,6 +49,7 @@ extension SessionStoreError: CustomStringConvertible {
     case .schemaTooNew(let path, let migrations):
       "\(path) was written by a newer version of this program (\(migrations.joined(separator: ", "))); "
         + "start that version, or restore a backup made by this one."
+    case .limited(let excess): "The limit \(excess.limit.rawValue) of a key is reached."
     case .io(let text): "The database could not be used: \(text)"
     }
   }

@@ -142,11 +142,13 @@ public struct TurnOutcome: Hashable, Sendable {
   public var costUSD: Double?
   public var durationMilliseconds: Int64?
   public var modelTurns: Int?
+  /// Whether the agent may have spent what nobody counted; see ``charge(reserved:)``.
+  public var isCostUnknown: Bool
 
   public init(
     state: Turn.State, finishedAt: Timestamp, result: String? = nil, structuredOutput: JSONText? = nil,
     failure: TurnFailure? = nil, usage: TokenUsage? = nil, costUSD: Double? = nil,
-    durationMilliseconds: Int64? = nil, modelTurns: Int? = nil
+    durationMilliseconds: Int64? = nil, modelTurns: Int? = nil, isCostUnknown: Bool = false
   ) {
     self.state = state
     self.finishedAt = finishedAt
@@ -157,6 +159,7 @@ public struct TurnOutcome: Hashable, Sendable {
     self.costUSD = costUSD
     self.durationMilliseconds = durationMilliseconds
     self.modelTurns = modelTurns
+    self.isCostUnknown = isCostUnknown
   }
 }
 
@@ -166,9 +169,14 @@ public struct TurnChange: Hashable, Sendable {
   public let events: [Event]
   /// Approvals of the turn that nobody had decided when it ended.
   public let voidedApprovals: [Approval]
+  /// What a turn that was started may spend, in billionths of a US dollar; nil for no bound.
+  public let allowance: Int64?
 
-  public init(turn: Turn, events: [Event] = [], voidedApprovals: [Approval] = []) {
+  public init(
+    turn: Turn, events: [Event] = [], voidedApprovals: [Approval] = [], allowance: Int64? = nil
+  ) {
     self.turn = turn
+    self.allowance = allowance
     self.events = events
     self.voidedApprovals = voidedApprovals
   }

@@ -1,0 +1,38 @@
+/// Which limits hold for a key: its own, and for what they leave open those of the server.
+public struct KeyLimitPolicy: Sendable {
+  private let keys: (any KeyStore)?
+  private let defaults: KeyLimits
+  private let withoutKey: KeyLimits
+
+  /// - Parameters:
+  ///   - keys: where keys have their own limits; nil if there are none.
+  ///   - defaults: for every key.
+  ///   - withoutKey: for the use without keys, all of which counts as that of one.
+  public init(keys: (any KeyStore)? = nil, defaults: KeyLimits = KeyLimits(), withoutKey: KeyLimits? = nil) {
+    self.keys = keys
+    self.defaults = defaults
+    self.withoutKey = withoutKey ?? defaults
+  }
+
+  /// - Parameter key: the id of a key; empty for use without one.
+  public func account(_ key: String) async throws(SessionStoreError) -> KeyAccount {
+    if key.isEmpty { return KeyAccount(key: key, limits: withoutKey) }
+    let own = try await keys?.lookUpKey(key).key?.limits ?? KeyLimits()
+    return KeyAccount(key: key, limits: own.over(defaults))
+  }
+
+  /// The accounts that something in a session counts for: that of the key that owns the session, and that of the key
+  /// that asks for it if it is another one.
+  public func accounts(owner: String?, sender: String?) async throws(SessionStoreError) -> [KeyAccount] {
+    var accounts: [KeyAccount] = []
+    for key in Self.keys(owner: owner, sender: sender) { accounts.append(try await account(key)) }
+    return accounts
+  }
+
+  /// The keys that something in a session counts for.
+  public static func keys(owner: String?, sender: String?) -> [String] {
+    guard let owner else { return [sender ?? ""] }
+    guard let sender, sender != owner else { return [owner] }
+    return [owner, sender]
+  }
+}

@@ -1,0 +1,87 @@
+/// What a key may use, and what it uses.
+public struct KeyStanding: Hashable, Sendable {
+  public let account: KeyAccount
+  public let usage: KeyUsage
+  public let streams: Int
+  public let at: Timestamp
+
+  /// What of a limit is used.
+  public func used(_ limit: KeyLimit) -> Int64 { usage.amount(limit) ?? Int64(streams) }
+}
+
+extension SessionService {
+  /// How a key stands.
+  ///
+  /// - Parameter key: the id of a key; empty for use without one.
+  public nonisolated func standing(of key: String) async throws(SessionServiceError) -> KeyStanding {
+    let now = Timestamp.now()
+    do throws(SessionStoreError) {
+      return KeyStanding(
+        account: try await limits.account(key), usage: try await store.usage(of: key, at: now),
+        streams: streams.count(of: key), at: now)
+    } catch {
+      throw SessionServiceError(error)
+    }
+  }
+
+  /// What a key may use.
+  public nonisolated func limits(of key: String) async throws(SessionServiceError) -> KeyLimits {
+    do throws(SessionStoreError) {
+      return try await limits.account(key).limits
+    } catch {
+      throw SessionServiceError(error)
+    }
+  }
+
+  /// Takes a place for a stream of events, which is free again when the lease is gone.
+  ///
+  /// - Parameter keys: those that it counts for; see ``KeyLimitPolicy/keys(owner:sender:)``.
+  /// - Throws: `limited`, `streamsExhausted`.
+  public nonisolated func leaseStream(for keys: [String]) async throws(SessionServiceError) -> StreamPlaces.Lease {
+    var accounts: [KeyAccount] = []
+    do throws(SessionStoreError) {
+      for key in keys { accounts.append(try await limits.account(key)) }
+    } catch {
+      throw SessionServiceError(error)
+    }
+    return try streams.lease(accounts)
+  }
+}
+
+extension TurnFailure {
+  /// The failure of a turn that one of its keys can't pay for.
+  init(_ excess: LimitExcess) {
+    self.init(
+      code: excess.code, detail: excess.detail, status: excess.status, retryAfter: excess.retryAfter(.now()))
+  }
+}
+
+extension LimitExcess {
+  /// A stable word for programs, such as `turns_per_hour_limit`.
+  public var code: String { limit.identifier + "_limit" }
+
+  /// The HTTP status of a request that was refused for it: 402 for money, 403 where only the client can help
+  /// itself, 429 where time helps.
+  public var status: Int {
+    switch limit {
+    case .sessions: 403
+    case .usdPerDay, .usdPerMonth: 402
+    case .runningTurns, .queuedTurns, .streams, .turnsPerHour, .tokensPerDay: 429
+    }
+  }
+
+  /// A sentence for a person.
+  public var detail: String {
+    let maximum = limit.text(maximum)
+    switch limit {
+    case .sessions: return "This key may own \(maximum) sessions, and does; delete one first."
+    case .runningTurns: return "\(maximum) turns of this key run already."
+    case .queuedTurns: return "\(maximum) turns of this key wait already; try again later."
+    case .streams: return "This key has \(maximum) streams open already; close one first."
+    case .turnsPerHour: return "This key has sent the \(maximum) messages that it may send in an hour."
+    case .tokensPerDay: return "This key has used up the \(maximum) tokens that it may use in a day."
+    case .usdPerDay: return "This key has spent the \(maximum) US dollars that it may spend in a day."
+    case .usdPerMonth: return "This key has spent the \(maximum) US dollars that it may spend in a month."
+    }
+  }
+}

@@ -1,0 +1,92 @@
+import Foundation
+import JSONSupport
+import TestSupport
+import Testing
+
+/// A browser's own client of event streams, in a headless Chromium.
+@Suite(.enabled(if: chromium != nil, "there is no chromium on PATH"))
+struct EventSourceTests {
+  @Test func anEventSourceOutlivesARestart() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      let result = try await stack.createSession()
+      _ = try await stack.say("fake:count 3", to: id)
+      try await Self.addPage(Self.page(session: id, result: result), to: stack)
+      let arguments = [
+        try #require(chromium), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--no-first-run", "--no-proxy-server", "--user-data-dir=\(stack.directory)/browser",
+        "http://127.0.0.1:\(stack.nginx.port)/page",
+      ]
+      try await withChild(
+        arguments, environment: ["HOME": stack.directory], output: stack.directory + "/chromium.log"
+      ) { _ in
+        try await Self.wait(for: try await stack.log(id), in: result, stack)
+        // In the middle of a turn, and for so long that an attempt to connect again fails.
+        let turn = Task { try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:count 1000"]) }
+        try await stack.until { try await stack.log(id).count { $0.type == "agent.message" } > 20 }
+        await stack.killResponder()
+        _ = try await turn.value
+        let refused = #""path":"/sessions/\#(id)/events","protocol":"HTTP/1.1","status":444"#
+        try await stack.until { text(of: stack.nginx.prefix + "/logs/access.log").contains(refused) }
+        try await stack.startResponder()
+        _ = try await stack.say("fake:count 3", to: id)
+        try await Self.wait(for: try await stack.log(id), in: result, stack)
+      }
+    }
+  }
+
+  /// Collects what it hears and puts it into a file of another session whenever there is something new.
+  private static func page(session: String, result: String) -> String {
+    """
+    <!doctype html><title>events</title><script>
+    const seen = [];
+    let isNew = false, isSending = false;
+    async function report() {
+      if (isSending) return;
+      isSending = true;
+      while (isNew) {
+        isNew = false;
+        const sent = await fetch("/sessions/\(result)/files/seen.json", {method: "PUT", body: JSON.stringify(seen)})
+          .then(answer => answer.ok, () => false);
+        if (!sent) { isNew = true; await new Promise(done => setTimeout(done, 50)); }
+      }
+      isSending = false;
+    }
+    const events = new EventSource("/sessions/\(session)/events");
+    for (const type of ["user.message", "agent.ready", "agent.message", "turn.queued", "turn.completed",
+                        "turn.interrupted", "session.status_running", "session.status_idle", "session.error"]) {
+      events.addEventListener(type, event => {
+        if (event.lastEventId) seen.push([Number(event.lastEventId), JSON.parse(event.data)]);
+        isNew = true;
+        report();
+      });
+    }
+    </script>
+    """
+  }
+
+  /// Has nginx serve a page from the origin of the API.
+  private static func addPage(_ page: String, to stack: Stack) async throws {
+    try Data(page.utf8).write(to: URL(filePath: stack.directory + "/page.html"))
+    let path = stack.nginx.prefix + "/claude-api/locations.conf"
+    let location = "location = /page { default_type text/html; alias \(stack.directory)/page.html; }\n"
+    try Data((text(of: path) + location).utf8).write(to: URL(filePath: path))
+    stack.nginx.process.signal(SIGHUP)
+    try await stack.until { try await stack.get("/page").status == 200 }
+  }
+
+  /// Waits until the browser has seen as many events, and compares them.
+  private static func wait(for log: [Follower.Entry], in result: String, _ stack: Stack) async throws {
+    var seen: [JSONValue] = []
+    try await stack.until {
+      let text = text(of: "\(stack.workspaceRoot)/\(result)/seen.json")
+      seen = text.isEmpty ? [] : try JSONValue(parsing: text.utf8).arrayValue ?? []
+      return seen.count >= log.count
+    }
+    #expect(seen.map { $0.arrayValue?.first } == log.map { .int($0.sequence) })
+    #expect(seen.map { $0.arrayValue?.last } == log.map(\.json))
+  }
+}
+
+private let chromium: String? = (ProcessInfo.processInfo.environment["PATH"] ?? "").split(separator: ":")
+  .map { $0 + "/chromium" }.first { FileManager.default.isExecutableFile(atPath: $0) }

@@ -1,0 +1,72 @@
+import Foundation
+import TestSupport
+import Testing
+
+@testable import claude_api_server
+
+/// What a service manager hands over, as far as it can be told without one.
+@Suite struct ServiceManagerTests {
+  private func failure(_ environment: [String: String]) -> String? {
+    do {
+      _ = try ServiceManager(environment: environment, processID: 7)
+      return nil
+    } catch {
+      return "\(error)"
+    }
+  }
+
+  @Test func withoutAServiceManagerThereIsNothing() throws {
+    let manager = try ServiceManager(environment: [:], processID: 7)
+    #expect(manager.sockets.isEmpty)
+    #expect(manager.watchdogTimeout == nil)
+    try manager.tell(.ready)
+    // What is meant for another process.
+    let other = try ServiceManager(
+      environment: ["LISTEN_PID": "8", "LISTEN_FDS": "1", "WATCHDOG_PID": "8", "WATCHDOG_USEC": "1000000"],
+      processID: 7)
+    #expect(other.sockets.isEmpty)
+    #expect(other.watchdogTimeout == nil)
+    let mine = try ServiceManager(environment: ["WATCHDOG_PID": "7", "WATCHDOG_USEC": "1500000"], processID: 7)
+    #expect(mine.watchdogTimeout == .milliseconds(1500))
+  }
+
+  @Test func socketsThatCannotBeToldApartAreRefused() {
+    #expect(failure(["LISTEN_PID": "7", "LISTEN_FDS": "none"])?.contains("LISTEN_FDS") == true)
+    #expect(failure(["LISTEN_PID": "7", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a"])?.contains("LISTEN_FDNAMES") == true)
+    #expect(failure(["LISTEN_PID": "7", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"])?.contains("named http") == true)
+  }
+
+  @Test func anUnreachableServiceManagerIsAnError() throws {
+    let manager = try ServiceManager(environment: ["NOTIFY_SOCKET": "/nonexistent/socket"], processID: 7)
+    #expect(throws: ServiceManager.Failure.self) { try manager.tell(.ready) }
+  }
+
+  /// In a directory that stands for the file system of control groups.
+  @Test func theDelegatedGroupIsDivided() async throws {
+    try await withTemporaryDirectory { directory in
+      let group = directory + "/system.slice/x.service"
+      try FileManager.default.createDirectory(atPath: group + "/server", withIntermediateDirectories: true)
+      for (name, text) in [
+        ("../../membership", "4:memory:/y\n0::/system.slice/x.service\n"), ("cgroup.controllers", "cpuset cpu pids\n"),
+        ("cgroup.subtree_control", ""), ("server/cgroup.procs", ""),
+      ] {
+        try Data(text.utf8).write(to: URL(filePath: group + "/" + name))
+      }
+      let membership = directory + "/membership"
+      let sessions = try DelegatedControlGroup.prepare(root: directory, membership: membership)
+      #expect(sessions == group + "/sessions")
+      #expect(access(sessions, F_OK) == 0)
+      #expect(text(of: group + "/server/cgroup.procs") == "\(getpid())")
+      #expect(text(of: group + "/cgroup.subtree_control") == "+cpu +pids")
+
+      try Data("cpuset\n".utf8).write(to: URL(filePath: group + "/cgroup.controllers"))
+      #expect(throws: DelegatedControlGroup.Failure.self) {
+        try DelegatedControlGroup.prepare(root: directory, membership: membership)
+      }
+      try Data("0::/\n".utf8).write(to: URL(filePath: membership))
+      #expect(throws: DelegatedControlGroup.Failure.self) {
+        try DelegatedControlGroup.prepare(root: directory, membership: membership)
+      }
+    }
+  }
+}

@@ -1,0 +1,130 @@
+"""Events on their way from the CLI to those who follow a session."""
+
+import json
+import statistics
+import time
+
+from .readers import STAMP, Readers
+from .report import milliseconds, report, spread
+
+
+def begin_turn(stack, session, **prompt):
+    """Has the stand-in of the CLI say something, and doesn't wait for it."""
+    return stack.post(
+        f"/sessions/{session}/messages", {"prompt": json.dumps(prompt)}, {"Prefer": "respond-async"})["id"]
+
+
+def wait_for_turn(stack, session, turn):
+    while True:
+        found = stack.get(f"/sessions/{session}/turns/{turn}?wait=30s")
+        if found["state"] not in ("queued", "running"):
+            assert found["state"] == "completed", found
+            return
+
+
+class Delays:
+    """The times from the writing of a line to its arrival, by the type of the event."""
+
+    def __init__(self):
+        self.by_type = {}
+        self.ends = 0
+
+    def __call__(self, _stream, event, now):
+        kind = event[event.index(b"event: ") + 7:event.index(b"\n", event.index(b"event: "))]
+        if kind == b"turn.completed":
+            self.ends += 1
+        stamp = STAMP.search(event)
+        if stamp:
+            self.by_type.setdefault(kind.decode(), []).append((now - int(stamp[1])) / 1e9)
+
+
+def bench_latency(stack, _options):
+    sessions = [stack.create_session() for _ in range(20)]
+    delays = Delays()
+    with Readers(delays) as readers:
+        for session in sessions * 5:
+            readers.open(stack, session, "deltas=false")
+        readers.wait_until_open()
+        for session in sessions:
+            begin_turn(stack, session, lines=100, rate=10)
+        assert readers.read_until(lambda: delays.ends == 100, 120)
+    report("from a line of the CLI to an SSE client, 100 streams", f"median {spread(delays.by_type['agent.message'])}")
+    report("  20 sessions with 5 readers each, through nginx", "200 lines/s, 1,000 deliveries/s, 10,000 in all")
+
+
+def bench_append(stack, _options):
+    session = stack.create_session()
+    delays = Delays()
+    with Readers(delays) as readers:
+        readers.open(stack, session)
+        readers.wait_until_open()
+        begin_turn(stack, session, lines=5000, rate=1000, previews=True)
+        assert readers.read_until(lambda: delays.ends == 1, 120)
+    stored, shown = delays.by_type["agent.message"], delays.by_type["event_delta"]
+    added = statistics.median(stored) - statistics.median(shown)
+    report("added by storing an event first, at 1,000 events/s", f"{milliseconds(added)}, median")
+    report("  events, which are stored before they are shown", f"median {spread(stored)}")
+    report("  previews on the same way, which are not stored", f"median {spread(shown)}")
+
+
+def bench_replay(stack, _options):
+    session = stack.create_session()
+    began = time.monotonic()
+    turn = begin_turn(stack, session, lines=10_000)
+    wait_for_turn(stack, session, turn)
+    wrote = time.monotonic() - began
+    count = stack.get(f"/sessions/{session}/events?limit=1")["last"]
+    times = []
+    for _ in range(7):
+        with Readers() as readers:
+            began = time.monotonic()
+            stream = readers.open(stack, session, "after=0")
+            assert readers.read_until(lambda: stream.events >= count, 60)
+            times.append(time.monotonic() - began)
+    took = statistics.median(times)
+    report(f"replay of {count:,} events to a client, median of 7", f"{count / took:,.0f} events/s ({milliseconds(took)})")
+    report("  written by one CLI as fast as it goes", f"{count / wrote:,.0f} events/s")
+
+
+def bench_idle(stack, _options):
+    sessions = [stack.create_session() for _ in range(100)]
+    # A few first, so that what is made once isn't counted.
+    with Readers() as readers:
+        for session in sessions:
+            readers.open_directly(stack, session, "after=latest")
+        readers.wait_until_open()
+    time.sleep(0.5)
+    measure_idle(stack, sessions, 10_000, "at the responder's socket", Readers.open_directly)
+    # Each takes two of nginx's connections, and one worker may get most of them.
+    through = min(10_000, min(16_384, stack.descriptors // 2) * 9 // 20)
+    measure_idle(stack, sessions, through, "through nginx", Readers.open)
+
+
+def measure_idle(stack, sessions, count, way, opened):
+    memory, threads = stack.memory, stack.threads
+    with Readers() as readers:
+        for number in range(count):
+            opened(readers, stack, sessions[number % len(sessions)], "after=latest")
+            if number % 500 == 499:
+                readers.read_until(lambda: False, 0)
+        readers.wait_until_open()
+        time.sleep(1)
+        seconds = stack.processor_seconds
+        time.sleep(5)
+        seconds = stack.processor_seconds - seconds
+        report(f"{count:,} idle streams {way}",
+               f"{(stack.memory - memory) / count / 1024:.2f} KB each, {stack.threads - threads:+d} threads, "
+               f"{seconds / 5 * 100:.1f} % of a processor")
+
+
+def bench_broadcast(stack, _options):
+    session = stack.create_session()
+    delays = Delays()
+    with Readers(delays) as readers:
+        for _ in range(1000):
+            readers.open(stack, session, "deltas=false")
+        readers.wait_until_open()
+        begin_turn(stack, session, lines=20, rate=2)
+        assert readers.read_until(lambda: delays.ends == 1000, 120)
+    report("an event to 1,000 readers of one session, through nginx",
+           f"median {spread(delays.by_type['agent.message'])}")
