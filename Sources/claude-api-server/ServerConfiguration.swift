@@ -177,7 +177,7 @@ struct ServerConfiguration: Sendable {
       summary: "what a session may read besides /usr, as absolute paths")
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "auto",
-      summary: "directories of control groups to divide among sessions; auto (those it may), delegated (its unit's), none")
+      summary: "directories of control groups to divide among sessions; auto (those it may), delegated, none")
     static let sandboxNetwork = Setting(
       key: "sandbox.network", kind: .choice(ClaudeNetwork.allCases.map(\.rawValue)), defaultText: "model-only",
       summary: "what agents reach: model-only (the model's API), open (all that this machine reaches, and itself)")
