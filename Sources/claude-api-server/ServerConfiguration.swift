@@ -1,5 +1,6 @@
 import ClaudeRunner
 import Foundation
+import Monitoring
 import Sandbox
 import Sessions
 import Workspaces
@@ -34,7 +35,9 @@ struct ServerConfiguration: Sendable {
   var requiresKeys: Bool
   var files: Files
   var sandbox: Sandbox
+  var minimumFreeDisk: Int
   var logLevel: String
+  var logFormat: String
   /// For keys that have no own ones. That of running turns has a default elsewhere.
   var keyLimits: KeyLimits
   var maximumStreams: Int
@@ -181,6 +184,12 @@ struct ServerConfiguration: Sendable {
     static let sandboxNetwork = Setting(
       key: "sandbox.network", kind: .choice(ClaudeNetwork.allCases.map(\.rawValue)), defaultText: "model-only",
       summary: "what agents reach: model-only (the model's API), open (all that this machine reaches, and itself)")
+    static let minimumFreeDisk = Setting(
+      key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
+      summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
+    static let logFormat = Setting(
+      key: "log.format", kind: .choice(LogFormat.allCases.map(\.rawValue)), defaultText: "logfmt",
+      summary: "how a line of the log is written: logfmt or json")
     static let logLevel = Setting(
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
@@ -221,7 +230,7 @@ struct ServerConfiguration: Sendable {
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
       sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, logLevel,
+      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }
@@ -275,7 +284,9 @@ struct ServerConfiguration: Sendable {
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),
       network: try settings.text(Row.sandboxNetwork).flatMap { ClaudeNetwork(rawValue: $0) })
+    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
+    logFormat = try settings.text(Row.logFormat) ?? "logfmt"
     maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192
     memoryReserve = try settings.integer(Row.memoryReserve) ?? 256 << 20
     keyLimits = KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)])

@@ -79,7 +79,8 @@ final class Stack: Sendable {
           "--model-socket", directory + "/m/api.sock", "--model-tokens", directory + "/state/run/model-tokens",
         ]
         return try await Nginx.with(
-          in: directory, socket: directory + "/s/r.sock", options: gateway + nginxOptions,
+          in: directory, socket: directory + "/s/r.sock",
+          options: gateway + ["--workspaces", directory + "/w"] + nginxOptions,
           environment: ["ANTHROPIC_API_KEY": modelKey, "ANTHROPIC_BASE_URL": modelURL]
         ) { nginx in
           let stack = Stack(
@@ -240,6 +241,19 @@ final class Stack: Sendable {
   }
 
   // MARK: Shortcuts
+
+  /// Makes a key of a role by the command line, beside the running responder, and returns it.
+  func createKey(_ role: String) async throws -> String {
+    let output = "\(directory)/key.\(UUID().uuidString)"
+    let exit = try await TestSupport.run(
+      [
+        Self.product("claude-api-server"), "keys", "create", "--name", "test", "--role", role, "--state-dir",
+        stateDirectory,
+      ], output: output)
+    let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
+    guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }
+    return key
+  }
 
   /// Creates a session and returns its id.
   func createSession() async throws -> String {
