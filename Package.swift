@@ -88,7 +88,7 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
     .target(name: "Monitoring", dependencies: [logging], swiftSettings: swiftSettings),
-    .target(name: "Sandbox", dependencies: ["ClaudeRunner"], swiftSettings: swiftSettings),
+    .target(name: "Sandbox", dependencies: ["CLinux", "ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
       dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
@@ -189,7 +189,8 @@ let package = Package(
       name: "SessionTestSupport", dependencies: ["JSONSupport", "Sessions", "TestSupport", "Workspaces", logging],
       path: "Tests/SessionTestSupport", swiftSettings: swiftSettings),
     .testTarget(
-      name: "ServerTests", dependencies: ["Sessions", "TestSupport", "Workspaces", "claude-api-server"],
+      name: "ServerTests",
+      dependencies: ["ClaudeRunner", "Sandbox", "Sessions", "TestSupport", "Workspaces", "claude-api-server"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "SessionsTests",

@@ -49,11 +49,17 @@ ensure_packages() {
 
 # The packages that building and running need, for ensure_packages.
 # shellcheck disable=SC2034 # used by the scripts that read this file
-needed_packages=(bubblewrap curl libarchive-dev libfcgi-dev libsqlite3-dev nginx pkg-config util-linux)
+needed_packages=(
+  bubblewrap ca-certificates curl libarchive-dev libfcgi-dev libnginx-mod-http-js libsqlite3-dev nginx pkg-config
+  util-linux
+)
 
 # The packages that an installed server needs, for ensure_packages.
 # shellcheck disable=SC2034 # used by the scripts that read this file
-server_packages=(bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl libsqlite3-0 logrotate nginx openssl util-linux)
+server_packages=(
+  bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl libnginx-mod-http-js libsqlite3-0 logrotate nginx openssl
+  util-linux
+)
 
 # ensure_swift: a Swift that can build the package is on PATH.
 ensure_swift() {

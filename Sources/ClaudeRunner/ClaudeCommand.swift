@@ -23,6 +23,8 @@ struct ClaudeCommand {
   var configuration: ClaudeRunnerConfiguration
   /// Absolute path of the CLI.
   var executable: String
+  /// What the gateway knows the process by, if there is a gateway.
+  var token: String?
 
   // Long texts and secrets go into files that only this user can read; command lines are public and short.
   private var launchDirectory: String { session.configDirectory + "/launch" }
@@ -90,7 +92,11 @@ struct ClaudeCommand {
       // As root the CLI refuses this mode unless it is told that it is safe to use.
       environment["IS_SANDBOX"] = "1"
     }
-    environment.merge(configuration.credentials.environment) { _, new in new }
+    if let gateway = configuration.gateway {
+      if let token { environment.merge(gateway.environment(token)) { _, new in new } }
+    } else {
+      environment.merge(configuration.credentials.environment) { _, new in new }
+    }
     environment.merge(configuration.additionalEnvironment) { _, new in new }
     return environment
   }
@@ -98,7 +104,8 @@ struct ClaudeCommand {
   var launch: ClaudeLaunch {
     ClaudeLaunch(
       sessionID: session.id, executable: executable, arguments: arguments, environment: environment,
-      workingDirectory: session.workingDirectory, configDirectory: session.configDirectory)
+      workingDirectory: session.workingDirectory, configDirectory: session.configDirectory,
+      gatewayDirectory: configuration.gateway?.socketDirectory, network: session.network)
   }
 
   /// The whole command line.
@@ -110,6 +117,9 @@ struct ClaudeCommand {
       } catch {
         throw ClaudeFailure(.startFailed, "The sandbox can't be set up: \(error)")
       }
+    } else if session.network == .modelOnly {
+      throw ClaudeFailure(
+        .startFailed, "This session may reach nothing but the model, and there is no sandbox that could see to it.")
     }
     command = configuration.commandPrefix + command
     // The system would cut the value off there, and run something else than was asked for.

@@ -64,7 +64,7 @@ actor ClaudeProcess {
   private let errorOutput: ErrorOutput
   private var reader: Task<Void, Never>?
   private var hasOutputEnded = false
-  private let outOfMemoryKillsBefore: Int
+  private var outOfMemoryKillsBefore = 0
 
   /// Why the process is being ended by this side; nil as long as it isn't.
   private var endReason: ClaudeFailure?
@@ -115,7 +115,6 @@ actor ClaudeProcess {
     self.unsolicited = unsolicited
     self.onGone = onGone
     errorOutput = ErrorOutput(limit: command.configuration.errorOutputLimit)
-    outOfMemoryKillsBefore = ProcFS.outOfMemoryKills()
   }
 
   // MARK: start
@@ -165,6 +164,7 @@ actor ClaudeProcess {
 
   private func spawn() async throws(ClaudeFailure) {
     let commandLine = try command.commandLine()
+    outOfMemoryKillsBefore = outOfMemoryKills
     var descriptors: [CInt] = []
     defer { for descriptor in descriptors { close(descriptor) } }
     for _ in 0..<3 {
@@ -425,10 +425,15 @@ actor ClaudeProcess {
     if turn?.wasInterrupted == true {
       return ClaudeFailure(.interrupted, "The turn was interrupted.", exit: exit, partial: partial)
     }
-    let wasOutOfMemory = ProcFS.outOfMemoryKills() > outOfMemoryKillsBefore
+    let wasOutOfMemory = outOfMemoryKills > outOfMemoryKillsBefore
     return Classification.failure(
       ofExit: exit ?? .code(0), errorOutput: errorOutput.text, partial: partial,
       wasOutOfMemory: wasOutOfMemory)
+  }
+
+  /// Those of the session where they are counted, else those of the machine.
+  private var outOfMemoryKills: Int {
+    configuration.sandbox?.outOfMemoryKills(ofSession: command.session.id) ?? ProcFS.outOfMemoryKills()
   }
 
   /// - Returns: whether it happened in time; nil waits as long as it takes.

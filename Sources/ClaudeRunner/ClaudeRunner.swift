@@ -146,11 +146,17 @@ public actor ClaudeRunner {
     var (start, triesLeft) = (try await chooseStart(turn, transcripts), 3)
     while true {
       let cost = await blocking { [start] in turn.allowanceUSD == nil ? 0 : transcripts.recordedCost(start) }
-      let command = ClaudeCommand(
+      var command = ClaudeCommand(
         session: turn.session, options: turn.options, budgetUSD: Self.budget(turn, cost), costAtStart: cost,
         start: start, configuration: configuration, executable: executable)
-      try await blocking { () throws(ClaudeFailure) in try command.writeFiles() }
-      if let abort = session.abort { throw abort }
+      try await blocking { [command] () throws(ClaudeFailure) in try command.writeFiles() }
+      if let gateway = configuration.gateway {
+        command.token = try await blocking { () throws(ClaudeFailure) in try gateway.admit(turn.session) }
+      }
+      if let abort = session.abort {
+        await dismiss(command)
+        throw abort
+      }
       let process = ClaudeProcess(
         command: command, eventLoopGroup: eventLoopGroup,
         unsolicited: { [weak self, unsolicited] message in
@@ -332,12 +338,25 @@ public actor ClaudeRunner {
   // MARK: the pool
 
   private func processIsGone(_ process: ClaudeProcess) async {
+    await dismiss(process.command)
     if placeHolders.remove(ObjectIdentifier(process)) != nil { places.release() }
     let id = process.command.session.id
     guard let session = sessions[id], session.process === process else { return }
     session.process = nil
     session.isEvicting = false
     if !session.isBusy { sessions[id] = nil }
+  }
+
+  /// From now on the process's token is none.
+  private func dismiss(_ command: ClaudeCommand) async {
+    guard let gateway = configuration.gateway, let token = command.token else { return }
+    do {
+      try await blocking { () throws(ClaudeFailure) in try gateway.dismiss(token) }
+    } catch {
+      logger.error(
+        "A token of the model's gateway could not be invalidated",
+        metadata: ["session": "\(command.session.id)", "reason": "\(error.message)"])
+    }
   }
 
   /// A process that works of its own accord is not idle.

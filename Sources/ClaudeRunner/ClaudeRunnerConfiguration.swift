@@ -6,8 +6,10 @@ public struct ClaudeRunnerConfiguration: Sendable {
   public var executable = "claude"
   /// The PATH of the CLI and of the tools it starts, and where a bare ``executable`` is looked for.
   public var searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-  /// How the CLI reaches the model.
+  /// How the CLI reaches the model if there is no ``gateway``.
   public var credentials = ClaudeCredentials()
+  /// Where the CLI reaches the model without credentials.
+  public var gateway: ModelGateway?
   /// Added to the environment of the CLI, over everything this module sets itself. Nothing else is inherited.
   public var additionalEnvironment: [String: String] = [:]
   /// A command line that is put before that of the CLI, such as a sandbox or `nice`. Its first element must be an
@@ -106,6 +108,22 @@ public protocol ClaudeSandbox: Sendable {
   ///
   /// It must end with the process it starts, and hand the three standard descriptors on.
   func wrap(_ command: [String], for launch: ClaudeLaunch) throws -> [String]
+
+  /// How often a process of the session was killed because all of them together used more memory than they may;
+  /// nil if that is not known.
+  func outOfMemoryKills(ofSession id: String) -> Int?
+}
+
+extension ClaudeSandbox {
+  public func outOfMemoryKills(ofSession id: String) -> Int? { nil }
+}
+
+/// What of the network a session reaches.
+public enum ClaudeNetwork: String, Sendable, Hashable, CaseIterable {
+  /// All that the server's machine reaches, itself included.
+  case open
+  /// The model, by the socket of a ``ModelGateway``, and nothing else.
+  case modelOnly = "model-only"
 }
 
 /// One start of the CLI, as a ``ClaudeSandbox`` needs to know it.
@@ -119,10 +137,15 @@ public struct ClaudeLaunch: Sendable {
   public var workingDirectory: String
   /// The session's own configuration and transcripts; also HOME and, in it, `tmp` as TMPDIR.
   public var configDirectory: String
+  /// Absolute path of the directory of the socket that leads to the model, if there is one.
+  public var gatewayDirectory: String?
+  /// Nil leaves it to the sandbox.
+  public var network: ClaudeNetwork?
 
   public init(
     sessionID: String, executable: String, arguments: [String], environment: [String: String],
-    workingDirectory: String, configDirectory: String
+    workingDirectory: String, configDirectory: String, gatewayDirectory: String? = nil,
+    network: ClaudeNetwork? = nil
   ) {
     self.sessionID = sessionID
     self.executable = executable
@@ -130,6 +153,8 @@ public struct ClaudeLaunch: Sendable {
     self.environment = environment
     self.workingDirectory = workingDirectory
     self.configDirectory = configDirectory
+    self.gatewayDirectory = gatewayDirectory
+    self.network = network
   }
 }
 
@@ -141,11 +166,20 @@ public struct ClaudeSession: Sendable, Hashable {
   public var workingDirectory: String
   /// Absolute path of a directory of the session's own; created if it doesn't exist.
   public var configDirectory: String
+  /// Whom its use of the model is counted to, in letters, digits, `_` and `-`.
+  public var account: String?
+  /// Nil for what the sandbox allows all sessions.
+  public var network: ClaudeNetwork?
 
-  public init(id: String, workingDirectory: String, configDirectory: String) {
+  public init(
+    id: String, workingDirectory: String, configDirectory: String, account: String? = nil,
+    network: ClaudeNetwork? = nil
+  ) {
     self.id = id
     self.workingDirectory = workingDirectory
     self.configDirectory = configDirectory
+    self.account = account
+    self.network = network
   }
 
   /// Whether the id is one that can be part of a path and of a command line.

@@ -4,8 +4,8 @@ import Foundation
 /// Runs each CLI in namespaces of its own, with the session's two directories as the only ones that it can write.
 ///
 /// Inside, the paths of these directories are the same as outside, since the CLI finds its transcripts by them; the
-/// directories above them are empty. The network is that of the host. When the command ends, or the server does,
-/// the kernel kills whatever else is left inside.
+/// directories above them are empty. The network is that of the host, or none but the model's socket. When the
+/// command ends, or the server does, the kernel kills whatever else is left inside.
 ///
 /// The environment is the one that bubblewrap itself is started with: on its command line everybody could read it.
 /// It is exactly that of the ``ClaudeLaunch``.
@@ -23,8 +23,11 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     "python3", "resolv.conf", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
   ]
 
-  /// Whether each session has groups that bound all of it together.
-  public var hasControlGroups: Bool { groups != nil }
+  /// Whether there are control groups that bound all of a session together: its memory, its processes, its
+  /// processors.
+  public var boundsMemory: Bool { groups?.bounds(.memory) ?? false }
+  public var boundsProcesses: Bool { groups?.bounds(.processes) ?? false }
+  public var boundsProcessors: Bool { groups?.bounds(.processors) ?? false }
 
   let configuration: SandboxConfiguration
   let bubblewrap: String
@@ -52,7 +55,18 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     bubblewrap = path
     guard access(Self.limiter, X_OK) == 0 else { throw SandboxError("There is no \(Self.limiter).") }
     systemArguments = Self.systemDirectories()
-    groups = try configuration.controlGroups.isEmpty ? nil : ControlGroups(configuration)
+    switch configuration.controlGroups {
+    case .none: groups = nil
+    case .directories(let directories): groups = try ControlGroups(directories, configuration)
+    case .automatic:
+      let found = ControlGroupDiscovery(name: Self.groupName(configuration)).find()
+      do {
+        groups = found.isEmpty ? nil : try ControlGroups(found, configuration)
+      } catch {
+        // Nobody has asked for them; the limits of processes hold.
+        groups = nil
+      }
+    }
     do {
       try FileManager.default.createDirectory(
         atPath: configuration.supportDirectory, withIntermediateDirectories: true,
@@ -72,6 +86,20 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     }
   }
 
+  /// The same for each run with the same support directory, so that what a killed server left is found.
+  private static func groupName(_ configuration: SandboxConfiguration) -> String {
+    // FNV-1a.
+    let hash = configuration.supportDirectory.utf8.reduce(0xcbf2_9ce4_8422_2325 as UInt64) {
+      ($0 ^ UInt64($1)) &* 0x100_0000_01b3
+    }
+    return "claude-api-" + String(hash, radix: 16)
+  }
+
+  public func outOfMemoryKills(ofSession id: String) -> Int? { groups?.outOfMemoryKills(id) }
+
+  /// Removes what is left when all sessions have ended. It can't be used afterwards.
+  public func close() { groups?.removeAll() }
+
   // MARK: The command line
 
   public func wrap(_ command: [String], for launch: ClaudeLaunch) throws -> [String] {
@@ -87,11 +115,14 @@ public struct BubblewrapSandbox: ClaudeSandbox {
       "--disable-userns", "--uid", String(Self.user), "--gid", String(Self.user), "--hostname", "sandbox",
       "--die-with-parent", "--new-session",
     ]
+    if launch.network ?? configuration.network == .modelOnly { arguments.append("--unshare-net") }
     arguments += systemArguments
     arguments += ["--ro-bind", passwords, "/etc/passwd", "--ro-bind", groupNames, "/etc/group"]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--size", temporary, "--perms", "1777", "--tmpfs", "/dev/shm"]
     arguments += ["--size", temporary, "--perms", "1777", "--tmpfs", "/tmp", "--symlink", "../tmp", "/var/tmp"]
     for path in configuration.readOnlyPaths { arguments += ["--ro-bind", path, path] }
+    // The directory, not the socket: there is another one after a restart of what listens on it.
+    if let path = launch.gatewayDirectory { arguments += ["--ro-bind", path, path] }
     // The program after /tmp, and the session after the program: each may lie in the one before.
     for path in Self.programFiles(launch.executable) { arguments += ["--ro-bind", path, path] }
     for path in [launch.workingDirectory, launch.configDirectory] { arguments += ["--bind", path, path] }
@@ -105,7 +136,7 @@ public struct BubblewrapSandbox: ClaudeSandbox {
   var limits: [String] {
     var limits = [Self.limiter, "--core=0", "--nproc=\(configuration.maximumProcesses)"]
     // Not the address space: the CLI's engine reserves far more of it than it uses.
-    if groups?.boundsMemory != true { limits.append("--data=\(configuration.maximumMemory)") }
+    if !boundsMemory { limits.append("--data=\(configuration.maximumMemory)") }
     return limits + ["--"]
   }
 

@@ -12,12 +12,27 @@ final class ControlGroups: Sendable {
   private let parents: [String]
   /// What to write into those of these files that a new group has; version 1 and 2 have different names.
   private let values: [(file: String, value: String)]
-  /// Whether memory is bounded by the groups.
-  let boundsMemory: Bool
+  private let bounded: Set<Resource>
+
+  /// What groups can bound.
+  enum Resource: CaseIterable {
+    case memory, processes, processors
+
+    /// The files of a group, in version 2 and 1, that tell that it can.
+    var files: [String] {
+      switch self {
+      case .memory: ["memory.max", "memory.limit_in_bytes"]
+      case .processes: ["pids.max"]
+      case .processors: ["cpu.max", "cpu.cfs_quota_us"]
+      }
+    }
+  }
+
   private let entered = Mutex<[String: ContinuousClock.Instant]>([:])
 
-  init(_ configuration: SandboxConfiguration) throws(SandboxError) {
-    parents = configuration.controlGroups
+  /// - Throws: ``SandboxError`` if one of the directories can't be used so.
+  init(_ directories: [String], _ configuration: SandboxConfiguration) throws(SandboxError) {
+    parents = directories
     let memory = String(configuration.maximumMemory)
     var values = [
       ("pids.max", String(configuration.maximumProcesses)),
@@ -28,7 +43,7 @@ final class ControlGroups: Sendable {
       values += [("cpu.max", "\(processors * 100_000) 100000"), ("cpu.cfs_quota_us", String(processors * 100_000))]
     }
     self.values = values
-    var boundsMemory = false
+    var bounded: Set<Resource> = []
     for parent in parents {
       guard access(parent + "/cgroup.procs", W_OK) == 0, access(parent, W_OK) == 0 else {
         throw SandboxError("\(parent) is no control group that this user may divide.")
@@ -40,13 +55,36 @@ final class ControlGroups: Sendable {
       guard mkdir(trial, 0o755) == 0 || errno == EEXIST else {
         throw SandboxError("No group can be made in \(parent): \(String(cString: strerror(errno)))")
       }
-      let files = values.filter { access("\(trial)/\($0.0)", F_OK) == 0 }.map(\.0)
+      let found = Resource.allCases.filter { $0.files.contains { access("\(trial)/\($0)", F_OK) == 0 } }
       rmdir(trial)
-      guard !files.isEmpty else { throw SandboxError("\(parent) has no controller for processes, memory or CPU.") }
-      if files.contains("memory.max") || files.contains("memory.limit_in_bytes") { boundsMemory = true }
+      guard !found.isEmpty else { throw SandboxError("\(parent) has no controller for processes, memory or CPU.") }
+      bounded.formUnion(found)
     }
-    self.boundsMemory = boundsMemory
+    self.bounded = bounded
     removeEmpty()
+  }
+
+  /// How often a process of the session was killed for want of memory in the groups that it has now; nil without.
+  func outOfMemoryKills(_ session: String) -> Int? {
+    guard bounds(.memory) else { return nil }
+    for parent in parents {
+      // The names of version 2 and version 1.
+      for file in ["memory.events", "memory.oom_control"] {
+        guard let text = try? String(contentsOfFile: "\(parent)/\(session)/\(file)", encoding: .utf8) else { continue }
+        for line in text.split(separator: "\n") where line.hasPrefix("oom_kill ") { return Int(line.dropFirst(9)) }
+      }
+    }
+    return nil
+  }
+
+  /// Whether the groups bound this.
+  func bounds(_ resource: Resource) -> Bool { bounded.contains(resource) }
+
+  /// Removes the groups of sessions that have ended, and those of the server if nothing is left in them.
+  func removeAll() {
+    entered.withLock { $0 = [:] }
+    removeEmpty()
+    for parent in parents where access(parent + "/cgroup.subtree_control", F_OK) != 0 { rmdir(parent) }
   }
 
   private static func handDown(in parent: String, _ control: String) throws(SandboxError) {

@@ -1,3 +1,5 @@
+public import ClaudeRunner
+
 /// What a session may use, and where it finds it.
 public struct SandboxConfiguration: Sendable {
   /// Absolute path of bubblewrap; nil looks in the usual places.
@@ -17,10 +19,11 @@ public struct SandboxConfiguration: Sendable {
   /// Bytes of the private /tmp, and once more of /dev/shm. They live in memory. Default 256 MiB.
   public var temporaryBytes = 256 << 20
 
-  /// Absolute paths of control groups that were given to this server, one for each hierarchy of version 1 or a single
-  /// one of version 2. Each session gets a group of its own in each of them. The server itself must be in none of
-  /// them. Default none: a group that nobody has given to the server is not its to divide.
-  public var controlGroups: [String] = []
+  /// What a session reaches whose launch doesn't say. Default ``ClaudeNetwork/open``.
+  public var network = ClaudeNetwork.open
+
+  /// Where the control groups of sessions are made. Default none.
+  public var controlGroups = ControlGroupSource.none
 
   /// - Parameter supportDirectory: see ``supportDirectory``.
   public init(supportDirectory: String) {
@@ -28,9 +31,19 @@ public struct SandboxConfiguration: Sendable {
   }
 }
 
+/// Where the control groups of sessions are made; each session gets one of its own in each of them.
+public enum ControlGroupSource: Sendable, Hashable {
+  case none
+  /// In those that the system gave to this server's process, as far as it did; without any, there are none.
+  case automatic
+  /// In these absolute paths: one for each hierarchy of version 1, or a single one of version 2. The server itself
+  /// must be in none of them.
+  case directories([String])
+}
+
 /// Why there can be no sandbox.
 public struct SandboxError: Error, Sendable, Equatable, CustomStringConvertible {
   public let description: String
 
-  init(_ description: String) { self.description = description }
+  public init(_ description: String) { self.description = description }
 }

@@ -270,7 +270,18 @@ extension Workspaces {
     }
   }
 
-  /// Whether a workspace holds more than it may.
+  /// What the session's configuration directory holds, in which its agent can write as well.
+  public func configurationUsage(of session: UUID) async throws -> WorkspaceUsage {
+    try await Self.runLong { [self] in
+      let directory = try Descriptor(
+        Self.name(session).withCString {
+          clinux_open_beneath(configurationDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0)
+        }, "open a configuration directory")
+      return try limits.count(directory.raw)
+    }
+  }
+
+  /// Whether a workspace, or a configuration directory, holds more than it may.
   public func excess(of usage: WorkspaceUsage) -> FileError? { limits.excess(of: usage) }
 
   func countUsage(of session: UUID, _ workspace: CInt) throws(FileError) -> WorkspaceUsage {

@@ -14,7 +14,7 @@ struct ClaudeTurnRunner: TurnRunner {
   ) async throws(TurnRunFailure) -> TurnResult {
     let session = ClaudeSession(
       id: request.session.id.lowercaseString, workingDirectory: request.session.workspace,
-      configDirectory: request.configurationDirectory)
+      configDirectory: request.configurationDirectory, account: request.session.owner)
     let turn = ClaudeTurn(
       session: session, options: options(request.options), prompt: request.turn.prompt,
       expectsHistory: request.session.hasConversation, id: request.turn.id.lowercaseString,

@@ -79,6 +79,7 @@ struct Rehearsal {
     configuration.maximumProcesses = 1
     configuration.turnTimeout = .seconds(60)
     configuration.stallTimeout = .seconds(30)
+    configuration.gateway = nil
     configuration.credentials = ClaudeCredentials(apiKey: "rehearsal", baseURL: "http://127.0.0.1:\(port)")
     let runner = ClaudeRunner(
       configuration: configuration, logger: Logger(label: "rehearsal") { _ in SwiftLogNoOpLogHandler() })

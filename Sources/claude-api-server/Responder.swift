@@ -43,14 +43,18 @@ struct Responder {
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
       limits: configuration.files.limits)
     let address = try address(manager)
+    let gateway = gateway
+    try Workspaces.makeDirectories(gateway.socketDirectory)
+    try Workspaces.makeDirectories(gateway.tokenDirectory)
     let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
     var storeConfiguration = SQLiteStoreConfiguration(path: databasePath)
     storeConfiguration.onCall = { metrics.storeCall($0, $1) }
     let store = try await SQLiteSessionStore.open(storeConfiguration)
     let watchdog = Watchdog(manager, store, logger)
-    var runnerConfiguration = try runnerConfiguration(manager)
     let sandbox = try await Sandboxing(configuration, logger).sandbox()
+    var runnerConfiguration = runnerConfiguration
     runnerConfiguration.sandbox = sandbox
+    runnerConfiguration.gateway = gateway
     let used = runnerConfiguration
     let runner = ClaudeRunner(configuration: used, logger: logger)
     var options = ClaudeOptions()
@@ -84,6 +88,7 @@ struct Responder {
       configuration: transportConfiguration(address, watchdog, metrics), logger: logger,
       onListening: {
         await runner.killStrays()
+        try gateway.prepare()
         try await workspaces.removeLeftovers()
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
@@ -92,8 +97,11 @@ struct Responder {
               ? "There are no keys: nobody may use this server"
               : "There are no keys: every program on this machine may use this server, and nobody else",
             metadata: ["remedy": "claude-api-server keys create"])
+          if sandbox == nil || configuration.sandbox.network == .open {
+            logger.warning("That includes the agents, who reach this machine's network and so all sessions")
+          }
         }
-        examination.withLock { $0 = Task { await report(runner, used) } }
+        examination.withLock { $0 = Task { await report(runner, used, gateway) } }
         try manager.tell(.ready)
         logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
         start.announce()
@@ -118,12 +126,15 @@ struct Responder {
     await service.shutdown()
     await runner.shutdown(grace: .seconds(5))
     await examining?.value
+    sandbox?.close()
     await store.close()
     logger.info("Stopped")
   }
 
   /// Says at start what would otherwise be found out by the first message.
-  private func report(_ runner: ClaudeRunner, _ configuration: ClaudeRunnerConfiguration) async {
+  private func report(
+    _ runner: ClaudeRunner, _ configuration: ClaudeRunnerConfiguration, _ gateway: ModelGateway
+  ) async {
     do {
       let probe = try await runner.probe()
       logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
@@ -142,22 +153,27 @@ struct Responder {
           "reason": "\(failure?.message ?? "\(error)")",
         ])
     }
+    // nginx may start after the responder.
+    for _ in 0..<20 where !gateway.isListening {
+      do { try await Task.sleep(for: .milliseconds(500)) } catch { return }
+    }
+    if !gateway.isListening {
+      logger.warning(
+        "Nothing listens on the model's socket; messages will fail until nginx serves it",
+        metadata: ["socket": "\(gateway.socket)"])
+    }
   }
 
-  private func runnerConfiguration(_ manager: ServiceManager) throws -> ClaudeRunnerConfiguration {
+  private var gateway: ModelGateway {
+    ModelGateway(
+      socket: configuration.modelSocket, tokenDirectory: configuration.modelTokenDirectory,
+      host: configuration.modelHost)
+  }
+
+  private var runnerConfiguration: ClaudeRunnerConfiguration {
     var runner = ClaudeRunnerConfiguration(instance: configuration.stateDirectory)
     if let path = configuration.claudePath { runner.executable = path }
-    let environment = ProcessInfo.processInfo.environment.merging(try manager.modelCredentials()) { $1 }
-    if let path = environment["PATH"] { runner.searchPath = path }
-    if let url = configuration.demoModelURL {
-      runner.credentials = ClaudeCredentials(apiKey: "demo", baseURL: url)
-    } else {
-      runner.credentials = ClaudeCredentials(
-        apiKey: environment["ANTHROPIC_API_KEY"],
-        authToken: environment["ANTHROPIC_AUTH_TOKEN"],
-        oauthToken: environment["CLAUDE_CODE_OAUTH_TOKEN"],
-        baseURL: environment["ANTHROPIC_BASE_URL"])
-    }
+    if let path = ProcessInfo.processInfo.environment["PATH"] { runner.searchPath = path }
     if let count = configuration.maximumProcesses { runner.maximumProcesses = count }
     runner.maximumStarting = configuration.maximumStarting
     runner.idleTimeout = configuration.idleTimeout
@@ -210,8 +226,7 @@ struct Responder {
 
   private var model: APIConfiguration.Model {
     if configuration.demoModelURL != nil { return .demo }
-    let url = ProcessInfo.processInfo.environment["ANTHROPIC_BASE_URL"].flatMap { URL(string: $0) }
-    return .configured(host: url?.host())
+    return .configured(host: configuration.modelURL == nil ? nil : configuration.modelHost)
   }
 
   private func address(_ manager: ServiceManager) throws -> FastCGIServerConfiguration.Address {

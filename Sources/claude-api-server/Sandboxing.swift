@@ -1,3 +1,4 @@
+import ClaudeRunner
 import Glibc
 import Logging
 import Sandbox
@@ -14,14 +15,14 @@ struct Sandboxing {
     self.logger = logger
   }
 
-  private func controlGroups() -> [String] {
-    guard settings.controlGroups == [DelegatedControlGroup.setting] else { return settings.controlGroups }
+  private func controlGroups() -> ControlGroupSource {
+    guard settings.controlGroups == .directories([DelegatedControlGroup.setting]) else { return settings.controlGroups }
     do {
-      return [try DelegatedControlGroup.prepare()]
+      return .directories([try DelegatedControlGroup.prepare()])
     } catch {
       // Without it the limits of processes hold.
       logger.warning("There is no control group for the sessions", metadata: ["reason": "\(error)"])
-      return []
+      return .none
     }
   }
 
@@ -29,6 +30,9 @@ struct Sandboxing {
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
   func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
     guard settings.mode != .off else {
+      guard settings.network != .modelOnly else {
+        throw SandboxError("sandbox.network=model-only needs the sandbox, which is off.")
+      }
       logger.warning("The sandbox is off: agents can do all that this server's user can, to all sessions")
       return nil
     }
@@ -39,23 +43,39 @@ struct Sandboxing {
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = controlGroups()
+    configuration.network = settings.network ?? .modelOnly
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)
-      logger.info("The sandbox works", metadata: ["control_groups": "\(sandbox.hasControlGroups)"])
-      if geteuid() == 0 && !sandbox.hasControlGroups {
-        logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
-      }
-      if settings.maximumProcessors != nil && !sandbox.hasControlGroups {
-        logger.warning("sandbox.max-processors has no effect without control groups")
-      }
+      report(sandbox, configuration.network)
       return sandbox
     } catch {
-      // Settings that only a sandbox has are a wish for one, and may be what is wrong.
-      guard settings.mode == .auto, settings.controlGroups.isEmpty, settings.readOnlyPaths.isEmpty else { throw error }
+      guard settings.mode == .auto, !isAskedFor else { throw error }
       logger.warning(
         "There is no sandbox: agents can do all that this server's user can, to all sessions",
         metadata: ["reason": "\(error)"])
       return nil
+    }
+  }
+
+  /// Settings that only a sandbox has are a wish for one, and may be what is wrong.
+  private var isAskedFor: Bool {
+    if case .directories = settings.controlGroups { return true }
+    return !settings.readOnlyPaths.isEmpty || settings.network == .modelOnly
+  }
+
+  private func report(_ sandbox: BubblewrapSandbox, _ network: ClaudeNetwork) {
+    logger.info(
+      "The sandbox works",
+      metadata: [
+        "network": "\(network.rawValue)", "bounds_memory": "\(sandbox.boundsMemory)",
+        "bounds_processes": "\(sandbox.boundsProcesses || geteuid() != 0)",
+        "bounds_processors": "\(sandbox.boundsProcessors)",
+      ])
+    if geteuid() == 0 && !sandbox.boundsProcesses {
+      logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
+    }
+    if settings.maximumProcessors != nil && !sandbox.boundsProcessors {
+      logger.warning("sandbox.max-processors has no effect without control groups")
     }
   }
 }

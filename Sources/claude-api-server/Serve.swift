@@ -1,5 +1,6 @@
 import ArgumentParser
 import ClaudeAPI
+import ClaudeRunner
 import Foundation
 import HummingbirdFastCGI
 import Logging
@@ -49,6 +50,9 @@ struct Serve: AsyncParsableCommand {
       throw ExitCode(1)
     } catch let error as SandboxError {
       try Self.complain("\(error) With sandbox.mode=off the agent could do all that the server's user can.")
+      throw ExitCode(1)
+    } catch let error as ClaudeFailure {
+      try Self.complain(error.message)
       throw ExitCode(1)
     } catch let error as WorkspaceError {
       try Self.complain("\(error)")

@@ -10,6 +10,6 @@ struct Server: AsyncParsableCommand {
     commandName: "claude-api-server",
     abstract: "A session server for the Claude Code CLI: a FastCGI responder behind nginx.",
     version: version,
-    subcommands: [Serve.self, Keys.self, Backup.self, Restore.self],
+    subcommands: [Serve.self, Keys.self, ModelUsage.self, Backup.self, Restore.self],
     defaultSubcommand: Serve.self)
 }

@@ -1,5 +1,7 @@
+import ClaudeRunner
 import Foundation
 import Monitoring
+import Sandbox
 import Sessions
 import Workspaces
 
@@ -15,6 +17,11 @@ struct ServerConfiguration: Sendable {
   var webSocketMaximumMessage: Int
   var claudePath: String?
   var demoModelURL: String?
+  var modelURL: String?
+  /// Host and, if it is given, port of the model's API.
+  var modelHost: String
+  var modelSocket: String
+  var modelTokenDirectory: String
   var allowedTools: [String]
   var approvalTimeout: Duration
   var maximumProcesses: Int?
@@ -66,7 +73,9 @@ struct ServerConfiguration: Sendable {
     var maximumProcessors: Int?
     var temporaryBytes: Int
     var readOnlyPaths: [String]
-    var controlGroups: [String]
+    var controlGroups: ControlGroupSource
+    /// Nil for the default.
+    var network: ClaudeNetwork?
   }
 
   enum Row {
@@ -92,7 +101,16 @@ struct ServerConfiguration: Sendable {
       key: "claude.path", kind: .path, defaultText: "claude on PATH", summary: "the Claude Code CLI")
     static let demoModelURL = Setting(
       key: "demo-model.url", kind: .text, defaultText: "none",
-      summary: "use the demo model that listens at this URL instead of credentials")
+      summary: "the demo model's base URL, if it is to answer instead of model.url")
+    static let modelURL = Setting(
+      key: "model.url", kind: .text, defaultText: "https://api.anthropic.com",
+      summary: "base URL of the model's API, the one that nginx passes requests on to")
+    static let modelSocket = Setting(
+      key: "model.socket", kind: .path, defaultText: "STATE/run/model/api.sock",
+      summary: "nginx's socket for the CLI's requests to the model, alone in its directory; at most 107 bytes")
+    static let modelTokenDirectory = Setting(
+      key: "model.token-dir", kind: .path, defaultText: "STATE/run/model-tokens",
+      summary: "where nginx finds which CLI processes there are")
     static let allowedTools = Setting(
       key: "claude.allowed-tools", kind: .list,
       defaultText: "Bash,Read,Write,Edit,WebSearch,WebFetch,Glob,Grep",
@@ -171,13 +189,13 @@ struct ServerConfiguration: Sendable {
       summary: "each CLI in a bubblewrap of its own: auto (where it works), required (or no start), off")
     static let sandboxProcesses = Setting(
       key: "sandbox.max-processes", kind: .integer(32...100_000), defaultText: "512",
-      summary: "processes and threads of a session; as root it needs sandbox.control-groups")
+      summary: "processes and threads of a session; as root it needs control groups")
     static let sandboxMemory = Setting(
       key: "sandbox.max-memory", kind: .integer(268_435_456...Int.max), defaultText: "4294967296",
-      summary: "bytes of memory of a session with sandbox.control-groups, else of each of its processes")
+      summary: "bytes of memory of a session with control groups, else of each of its processes")
     static let sandboxProcessors = Setting(
       key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "all",
-      summary: "processors that a session may keep busy; needs sandbox.control-groups")
+      summary: "processors that a session may keep busy; needs control groups")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
       summary: "bytes of a session's private /tmp, which is memory")
@@ -185,8 +203,11 @@ struct ServerConfiguration: Sendable {
       key: "sandbox.read-only-paths", kind: .list, defaultText: "none",
       summary: "what a session may read besides /usr, as absolute paths")
     static let sandboxGroups = Setting(
-      key: "sandbox.control-groups", kind: .list, defaultText: "none",
-      summary: "directories of control groups that are the server's to divide; delegated: that of its systemd unit")
+      key: "sandbox.control-groups", kind: .list, defaultText: "auto",
+      summary: "directories of control groups to divide among sessions; auto (those it may), delegated, none")
+    static let sandboxNetwork = Setting(
+      key: "sandbox.network", kind: .choice(ClaudeNetwork.allCases.map(\.rawValue)), defaultText: "model-only",
+      summary: "what agents reach: model-only (the model's API), open (all that this machine reaches, and itself)")
     static let minimumFreeDisk = Setting(
       key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
       summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
@@ -227,14 +248,14 @@ struct ServerConfiguration: Sendable {
 
     private static let listed = [
       stateDirectory, workspaceRoot, socketPath, webSocketPath, webSocketOrigins, webSocketMaximumMessage, claudePath,
-      demoModelURL, allowedTools, approvalTimeout,
+      demoModelURL, modelURL, modelSocket, modelTokenDirectory, allowedTools, approvalTimeout,
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries,
       lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
       sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
+      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }
@@ -260,6 +281,11 @@ struct ServerConfiguration: Sendable {
     webSocketMaximumMessage = try settings.integer(Row.webSocketMaximumMessage) ?? 1 << 20
     claudePath = try settings.path(Row.claudePath)
     demoModelURL = try settings.text(Row.demoModelURL)
+    modelURL = try settings.text(Row.modelURL)
+    modelHost = try Self.host(
+      demoModelURL.map { (Row.demoModelURL, $0) } ?? (Row.modelURL, modelURL ?? Row.modelURL.defaultText))
+    modelSocket = try settings.path(Row.modelSocket) ?? state + "/run/model/api.sock"
+    modelTokenDirectory = try settings.path(Row.modelTokenDirectory) ?? state + "/run/model-tokens"
     allowedTools =
       try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
     approvalTimeout = try settings.duration(Row.approvalTimeout) ?? .seconds(600)
@@ -294,7 +320,8 @@ struct ServerConfiguration: Sendable {
       maximumProcessors: try settings.integer(Row.sandboxProcessors),
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
-      controlGroups: try Self.paths(Row.sandboxGroups, settings))
+      controlGroups: try Self.controlGroups(settings),
+      network: try settings.text(Row.sandboxNetwork).flatMap { ClaudeNetwork(rawValue: $0) })
     minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
     logFormat = try settings.text(Row.logFormat) ?? "logfmt"
@@ -322,6 +349,22 @@ struct ServerConfiguration: Sendable {
       return false
     }
     return ["http", "https"].contains(scheme) && text == "\(scheme)://\(host)" + (url.port.map { ":\($0)" } ?? "")
+  }
+
+  /// Host and port of a URL as a client sends them.
+  private static func host(_ setting: (row: Setting, url: String)) throws -> String {
+    guard let components = URLComponents(string: setting.url), ["http", "https"].contains(components.scheme),
+      let host = components.encodedHost, !host.isEmpty
+    else { throw SettingsError(description: "\(setting.row.key) must be http(s)://HOST[:PORT][/PATH]: \(setting.url)") }
+    return components.port.map { "\(host):\($0)" } ?? host
+  }
+
+  private static func controlGroups(_ settings: Settings) throws -> ControlGroupSource {
+    switch try settings.list(Row.sandboxGroups) ?? ["auto"] {
+    case ["auto"]: .automatic
+    case ["none"], []: .none
+    default: .directories(try paths(Row.sandboxGroups, settings))
+    }
   }
 
   private static func addresses(_ row: Setting, _ settings: Settings) throws -> [GitURL] {

@@ -4,7 +4,7 @@ import Glibc
 
 /// What systemd, or a supervisor like it, hands to this process and wants to hear from it.
 ///
-/// See sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3) and "Credentials" in systemd.exec(5).
+/// See sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3).
 struct ServiceManager: Sendable {
   struct Failure: Error, CustomStringConvertible {
     let description: String
@@ -21,7 +21,6 @@ struct ServiceManager: Sendable {
   /// How long the watchdog waits for a sign of life before it has this process ended; nil if there is none.
   let watchdogTimeout: Duration?
   private let notificationSocket: String?
-  private let credentials: String?
 
   private static let firstDescriptor: Int32 = 3
 
@@ -29,7 +28,6 @@ struct ServiceManager: Sendable {
   init(environment: [String: String], processID: Int32 = getpid()) throws(Failure) {
     sockets = try Self.sockets(environment, processID)
     notificationSocket = environment["NOTIFY_SOCKET"].flatMap { $0.isEmpty ? nil : $0 }
-    credentials = environment["CREDENTIALS_DIRECTORY"]
     let isMine = environment["WATCHDOG_PID"].map { $0 == "\(processID)" } ?? true
     let microseconds = environment["WATCHDOG_USEC"].flatMap { Int64($0) } ?? 0
     watchdogTimeout = isMine && microseconds > 0 ? .microseconds(microseconds) : nil
@@ -92,36 +90,5 @@ struct ServiceManager: Sendable {
     guard clinux_send_datagram(notificationSocket, text, text.utf8.count) == 0 else {
       throw Failure(description: "\(notificationSocket): \(String(cString: strerror(errno)))")
     }
-  }
-
-  // MARK: Secrets
-
-  private static let modelVariables = [
-    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL",
-  ]
-
-  /// The variables of the credential `model` that the service manager loaded for this process: a file with lines of
-  /// NAME=value, in which empty ones and those with a `#` don't count. Empty if there is none.
-  ///
-  /// - Throws: ``Failure`` if it can't be read or understood; no part of a secret is in its text.
-  func modelCredentials() throws(Failure) -> [String: String] {
-    guard let credentials else { return [:] }
-    let path = credentials + "/model"
-    guard access(path, F_OK) == 0 else { return [:] }
-    guard let bytes = FileManager.default.contents(atPath: path), let text = String(bytes: bytes, encoding: .utf8)
-    else { throw Failure(description: "The credential \(path) can't be read.") }
-    var found: [String: String] = [:]
-    for (index, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
-      let line = line.trimmingCharacters(in: .whitespaces)
-      guard !line.isEmpty, !line.hasPrefix("#") else { continue }
-      let parts = line.split(separator: "=", maxSplits: 1)
-      guard parts.count == 2, Self.modelVariables.contains(String(parts[0])) else {
-        let known = Self.modelVariables.joined(separator: ", ")
-        throw Failure(
-          description: "Line \(index + 1) of the credential \(path) must be NAME=value with one of \(known).")
-      }
-      found[String(parts[0])] = String(parts[1])
-    }
-    return found
   }
 }

@@ -90,6 +90,51 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
+  @Test func eachProcessHasATokenAndNoCredential() async throws {
+    let directory = FileManager.default.temporaryDirectory.appending(path: "gateway-\(UUID().uuidString)").path()
+    let tokens = directory + "/tokens"
+    try FileManager.default.createDirectory(atPath: tokens, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: directory) }
+    func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: tokens) }
+    let gateway = ModelGateway(socket: directory + "/m/api.sock", tokenDirectory: tokens, host: "api.example:1")
+    let fixture = try Fixture {
+      $0.gateway = gateway
+      $0.credentials.apiKey = "the credential"
+      $0.credentials.oauthToken = "the other credential"
+    }
+    var session = try fixture.session()
+    session.account = "k1"
+    let environment = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:environment")).text
+    let first = try #require(try names().first)
+    #expect(try names().count == 1 && first.hasPrefix("\(session.id).k1.") && first.utf8.count == 36 + 4 + 32)
+    for entry in [
+      "ANTHROPIC_API_KEY=\(first)", "ANTHROPIC_UNIX_SOCKET=\(directory)/m/api.sock",
+      "ANTHROPIC_BASE_URL=http://api.example:1",
+    ] {
+      #expect(environment.contains(entry.replacing("/", with: "\\/")) || environment.contains(entry), "\(environment)")
+    }
+    #expect(!environment.contains("credential") && !environment.contains("CLAUDE_CODE_OAUTH_TOKEN"))
+    await fixture.runner.stop(session: session.id)
+    #expect(try names().isEmpty)
+    _ = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "again", expectsHistory: true))
+    let second = try names()
+    #expect(second.count == 1 && second != [first])
+    // A server that was killed leaves tokens behind, which the next one doesn't know.
+    try gateway.prepare()
+    #expect(try names().isEmpty)
+    #expect(!gateway.isListening)
+    #expect(try await fixture.end() == [])
+  }
+
+  @Test func aSessionThatMayReachTheModelOnlyNeedsASandbox() async throws {
+    let fixture = try Fixture()
+    var session = try fixture.session()
+    session.network = .modelOnly
+    let failure = await failing { try await fixture.runner.run(ClaudeTurn(session: session, prompt: "one")) }
+    #expect(failure?.code == .startFailed && failure?.message.contains("sandbox") == true)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func tellsTheCLIWhatItNeedsAndNothingElse() async throws {
     setenv("CLAUDE_API_TEST_SECRET", "must not be inherited", 1)
     let fixture = try Fixture {

@@ -125,15 +125,4 @@ import Testing
         ], stack)
     }
   }
-
-  @Test(.enabled(if: Stack.realCLI != nil, "CLAUDE_API_TEST_CLAUDE names no CLI"))
-  func withoutCredentials() async throws {
-    try await Stack.run(cli: .real(path: try #require(Stack.realCLI)), hasModel: false) { stack in
-      let id = try await stack.createSession()
-      let answer = try await stack.post("/sessions/\(id)/messages", ["prompt": "hello"])
-      #expect(answer.status == 502, "\(answer.text)")
-      #expect(try answer.json["code"] == "not_logged_in")
-      #expect(answer.headers.first(name: "Retry-After") == nil)
-    }
-  }
 }

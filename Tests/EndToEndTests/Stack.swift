@@ -8,7 +8,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// The whole system in a directory of its own: demo model, responder, nginx.
+/// The whole system in a directory of its own: demo model, responder, nginx, through which the CLI reaches the model.
 final class Stack: Sendable {
   /// Which CLI the responder runs.
   enum CLI: Sendable {
@@ -23,9 +23,10 @@ final class Stack: Sendable {
   let directory: String
   let nginx: Nginx
   let modelURL: String
+  /// The credential, which nobody but nginx and the model should ever see.
+  static let modelKey = "sk-test-\(UUID().uuidString)"
   private let cli: CLI
   private let settings: [String: String]
-  private let hasModel: Bool
   private let isHeldToContract: Bool
   /// What further variables the responder gets.
   private let environment: [String: String]
@@ -45,7 +46,7 @@ final class Stack: Sendable {
   static let contractTools: String? = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"]
 
   private init(
-    directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String], hasModel: Bool,
+    directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String],
     environment: [String: String], socket: UnixSocket?, isHeldToContract: Bool
   ) {
     self.directory = directory
@@ -53,7 +54,6 @@ final class Stack: Sendable {
     self.modelURL = modelURL
     self.cli = cli
     self.settings = settings
-    self.hasModel = hasModel
     self.isHeldToContract = isHeldToContract
     self.environment = environment
     self.socket = socket
@@ -63,14 +63,13 @@ final class Stack: Sendable {
   ///
   /// - Parameters:
   ///   - settings: flags of the responder without their dashes.
-  ///   - hasModel: whether the CLI is given a model; without one it has no credentials either.
   ///   - isHeldToContract: holds each answer to a request against the system's OpenAPI document.
   ///   - environment: makes further variables of the responder, of the directory of the test.
   ///   - holdsSocket: has the responder's socket listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
     environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSocket: Bool = false,
-    hasModel: Bool = true, isHeldToContract: Bool = false, _ body: (Stack) async throws -> T
+    isHeldToContract: Bool = false, _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
     await Gate.shared.enter()
@@ -81,11 +80,19 @@ final class Stack: Sendable {
         [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
       ) { model in
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
+        for name in ["s", "m"] {
+          try FileManager.default.createDirectory(atPath: "\(directory)/\(name)", withIntermediateDirectories: true)
+        }
+        let gateway = [
+          "--model-socket", directory + "/m/api.sock", "--model-tokens", directory + "/state/run/model-tokens",
+        ]
         return try await Nginx.with(
-          in: directory, socket: directory + "/s/r.sock", options: ["--workspaces", directory + "/w"] + nginxOptions
+          in: directory, socket: directory + "/s/r.sock",
+          options: gateway + ["--workspaces", directory + "/w"] + nginxOptions,
+          environment: ["ANTHROPIC_API_KEY": modelKey, "ANTHROPIC_BASE_URL": modelURL]
         ) { nginx in
           let stack = Stack(
-            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel,
+            directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings,
             environment: environment(directory),
             socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil,
             isHeldToContract: isHeldToContract)
@@ -158,16 +165,14 @@ final class Stack: Sendable {
     flags["state-dir"] = stateDirectory
     flags["workspace-root"] = workspaceRoot
     flags["socket-path"] = directory + "/s/r.sock"
-    if hasModel { flags["demo-model-url"] = modelURL }
+    flags["demo-model-url"] = modelURL
+    flags["model-socket"] = directory + "/m/api.sock"
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")
       case .real(let path), .file(let path): path
       }
-    var variables: [String: String?] = [
-      "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil,
-      "ANTHROPIC_BASE_URL": nil,
-    ]
+    var variables = Nginx.withoutCredentials
     for (name, value) in environment { variables[name] = value }
     var command = [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" }
     if socket != nil {

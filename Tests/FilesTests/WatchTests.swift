@@ -196,4 +196,21 @@ import Workspaces
       #expect(try await server.json("POST", server.base + "/messages", #"{"prompt":"talk"}"#).status == 200)
     }
   }
+
+  @Test func aTurnThatFillsTheAgentsHomeIsStopped() async throws {
+    var limits = WorkspaceLimits()
+    limits.bytes = 1_000_000
+    let runner = ScriptedRunner { request, _ in
+      let isMade = FileManager.default.createFile(
+        atPath: request.configurationDirectory + "/filled", contents: Data(repeating: 1, count: 2_000_000))
+      #expect(isMade)
+      try await Gate().wait()
+      return TurnResult(text: "not reached")
+    }
+    try await FilesServer.run(limits: limits, runner: runner) { server in
+      let stopped = try await server.json("POST", server.base + "/messages", #"{"prompt":"fill"}"#)
+      #expect(stopped.status == 507 && stopped.problemCode == "quota_exceeded")
+      #expect(stopped.text.contains("home directory"))
+    }
+  }
 }

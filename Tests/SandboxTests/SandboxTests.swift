@@ -42,13 +42,15 @@ struct SandboxTests {
     try await withFixture { fixture in
       let state = fixture.directory + "/state"
       let (_, output) = try await fixture.run(
-        #"for path in "$@"; do [ -e "$path" ] && echo "visible: $path"; done; ls "$1/.." | grep -v '^claude-config$'"#,
+        #"for path in "$@"; do [ -e "$path" ] && echo "visible: $path"; done; ls "$1/.." "$1/../run""#,
         [
           state + "/claude-config", state + "/claude-api.sqlite", state + "/sandbox", fixture.other.workingDirectory,
           fixture.other.configDirectory, "/etc/shadow", "/root", "/home", "/run", "/sys", "/boot", "/opt", "/srv",
           "/var/lib", "/etc/ssl/private", "/proc/1/root/root", "/proc/self/root/etc/shadow",
         ])
-      #expect(output == "visible: \(state)/claude-config", "\(output)")
+      #expect(
+        output == "visible: \(state)/claude-config\n\(state)/claude-config/..:\nclaude-config\nrun\n\n"
+          + "\(state)/claude-config/../run:\nmodel", "\(output)")
       let (_, around) = try await fixture.run(#"ls -A "$1/w" "$1/state/claude-config" "$1""#, [fixture.directory])
       #expect(!around.contains(fixture.other.sessionID) && around.contains(fixture.own.sessionID), "\(around)")
       #expect(!around.contains("sqlite") && !around.contains("output"))
@@ -199,28 +201,95 @@ struct SandboxTests {
     #"perl -e 'my @c; for (1..100) { my $p = fork; if (!defined $p) { print "bounded"; last } "#
     + #"if (!$p) { sleep 60; exit } push @c, $p } kill 9, @c; print "not bounded" if @c == 100'"#
 
-  private static let givenGroup = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CGROUP"]
+  @Test func boundsASessionByItsControlGroups() async throws {
+    try await withDecoyGroups { groups in
+      guard groups.count == ControlGroupDiscovery.controllers.count else {
+        print("There are no control groups of version 1 that this user may divide; only \(groups).")
+        return
+      }
+      try await withFixture({
+        $0.maximumProcesses = 40
+        $0.maximumMemory = 256 << 20
+        $0.maximumProcessors = 1
+        $0.controlGroups = .directories(groups)
+      }) { fixture in
+        #expect(fixture.sandbox.boundsMemory && fixture.sandbox.boundsProcesses && fixture.sandbox.boundsProcessors)
+        // Each group holds its limit before anything of the agent runs in it.
+        let (_, inside) = try await fixture.run("cat /proc/self/cgroup; \(Self.hundredChildren)")
+        #expect(inside.hasSuffix("bounded") && !inside.hasSuffix("not bounded"), "\(inside)")
+        for group in groups {
+          let own = "\(group)/\(fixture.own.sessionID)"
+          if group.contains("/pids/") { #expect(text(of: own + "/pids.max") == "40\n") }
+          if group.contains("/cpu/") { #expect(text(of: own + "/cpu.cfs_quota_us") == "100000\n") }
+          if group.contains("/memory/") { #expect(text(of: own + "/memory.limit_in_bytes") == "\(256 << 20)\n") }
+        }
+        let before = fixture.sandbox.outOfMemoryKills(ofSession: fixture.own.sessionID)
+        #expect(before == 0)
+        // Two processes, each of which has less than what both may have, and what they have in /tmp counts as well.
+        let (exit, output) = try await fixture.run(
+          """
+          head -c 120000000 /dev/zero >/tmp/big || exit 1
+          perl -e 'my $x = "a" x 90_000_000; print "small "; my $y = "b" x 190_000_000; print "got it"'
+          """)
+        #expect(exit != .status(0) && !output.contains("got it"), "\(exit) \(output)")
+        let kills = try #require(fixture.sandbox.outOfMemoryKills(ofSession: fixture.own.sessionID))
+        #expect(kills > 0)
+        // The session goes on.
+        #expect(try await fixture.run("echo alive").output == "alive")
+      }
+    }
+  }
 
-  @Test(.enabled(if: givenGroup != nil, "CLAUDE_API_TEST_CGROUP names no control group that is given to the tests"))
-  func boundsASessionByItsControlGroup() async throws {
-    let parent = try #require(Self.givenGroup)
-    try await withFixture({
-      $0.maximumProcesses = 40
-      $0.controlGroups = [parent]
-    }) { fixture in
-      let group = "\(parent)/\(fixture.own.sessionID)"
-      let (_, inside) = try await fixture.run("cat /proc/self/cgroup")
-      #expect(inside.contains("/"), "\(inside)")
-      if FileManager.default.fileExists(atPath: group + "/pids.max") {
-        #expect(text(of: group + "/pids.max") == "40\n")
-        let many = try await fixture.run(Self.hundredChildren)
-        #expect(many.output == "bounded")
+  // MARK: Network
+
+  /// Prints what of the network can be reached: loopback at a port, and the model's socket.
+  private static let networkProbe = """
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && echo "tcp reached" || echo "tcp refused"
+    perl -MIO::Socket::UNIX -e 'print IO::Socket::UNIX->new(Peer => $ARGV[0]) ? "model reached\n" : "model refused\n"' \
+      "$2/api.sock"
+    tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' | sort | tr '\n' ' '
+    """
+
+  private func listener(_ path: String) throws -> Int32 {
+    let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
+    let result = withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
       }
-      for _ in 0..<1000 where !text(of: group + "/cgroup.procs").isEmpty {
-        try await Task.sleep(for: .milliseconds(10))
-      }
-      for name in try FileManager.default.contentsOfDirectory(atPath: parent) where UUID(uuidString: name) != nil {
-        #expect(rmdir("\(parent)/\(name)") == 0)
+    }
+    guard result == 0, listen(descriptor, 16) == 0 else { throw SystemError(call: "listen on \(path)") }
+    return descriptor
+  }
+
+  @Test func reachesNothingButTheModelIfItIsToldSo() async throws {
+    try await withFixture({ $0.network = .modelOnly }) { fixture in
+      let port = try freePort()
+      try await withChild(
+        ["python3", "-m", "http.server", "\(port)", "--bind", "127.0.0.1", "-d", fixture.own.workingDirectory],
+        output: fixture.directory + "/decoy.log"
+      ) { child in
+        try await waitUntilListening(port: port, child: child)
+        let socket = fixture.gatewayDirectory + "/api.sock"
+        var descriptor = try listener(socket)
+        let arguments = [String(port), fixture.gatewayDirectory]
+        let (_, only) = try await fixture.run(Self.networkProbe, arguments)
+        #expect(only.split(separator: "\n") == ["tcp refused", "model reached", "lo"], "\(only)")
+        // After a restart of nginx it is another socket.
+        close(descriptor)
+        unlink(socket)
+        descriptor = try listener(socket)
+        #expect(try await fixture.run(Self.networkProbe, arguments).output.contains("model reached"))
+        let (_, open) = try await fixture.run(Self.networkProbe, arguments, network: .open)
+        #expect(open.hasPrefix("tcp reached\nmodel reached\n"), "\(open)")
+        close(descriptor)
+        // Nothing can be put beside it or in its place.
+        let (_, written) = try await fixture.run(
+          #"rm -f "$1/api.sock" 2>/dev/null && echo removed; touch "$1/x" 2>/dev/null && echo made; ls "$1""#,
+          [fixture.gatewayDirectory])
+        #expect(written == "api.sock")
       }
     }
   }
@@ -236,8 +305,12 @@ struct SandboxTests {
       failing.bubblewrap = "/bin/false"
       await #expect(throws: SandboxError.self) { try await BubblewrapSandbox.prepare(failing) }
       var noGroup = SandboxConfiguration(supportDirectory: directory + "/sandbox")
-      noGroup.controlGroups = [directory]
+      noGroup.controlGroups = .directories([directory])
       await #expect(throws: SandboxError.self) { try await BubblewrapSandbox.prepare(noGroup) }
+      // Groups that nobody has asked for are no reason not to run.
+      var automatic = SandboxConfiguration(supportDirectory: directory + "/sandbox")
+      automatic.controlGroups = .automatic
+      try await BubblewrapSandbox.prepare(automatic).close()
       let left = try FileManager.default.contentsOfDirectory(atPath: directory + "/sandbox")
       #expect(left.sorted() == ["group", "passwd"])
     }

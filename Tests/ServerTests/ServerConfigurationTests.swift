@@ -1,4 +1,6 @@
+import ClaudeRunner
 import Foundation
+import Sandbox
 import Sessions
 import TestSupport
 import Testing
@@ -91,6 +93,48 @@ import Workspaces
   ])
   func badValuesAreRefusedByName(_ flag: String, _ value: String) async {
     #expect(await message(["\(flag)=\(value)"]).contains(flag))
+  }
+
+  @Test func theWayToTheModelFollowsFromTheSettings() async throws {
+    let plain = try await configuration()
+    #expect(plain.modelHost == "api.anthropic.com")
+    #expect(plain.modelSocket == plain.stateDirectory + "/run/model/api.sock")
+    #expect(plain.modelTokenDirectory == plain.stateDirectory + "/run/model-tokens")
+    #expect(try await configuration(["--model-url=https://gateway.example:8443/v"]).modelHost == "gateway.example:8443")
+    let demo = try await configuration(["--demo-model-url=http://127.0.0.1:1", "--model-url=https://x.example"])
+    #expect(demo.modelHost == "127.0.0.1:1")
+    #expect(await message(["--model-url=gateway.example"]).contains("model.url"))
+    #expect(await message(["--model-url=ftp://gateway.example"]).contains("model.url"))
+  }
+
+  @Test func controlGroupsAreFoundGivenOrNone() async throws {
+    #expect(try await configuration().sandbox.controlGroups == .automatic)
+    #expect(try await configuration(["--sandbox-control-groups=none"]).sandbox.controlGroups == .none)
+    let given = try await configuration(["--sandbox-control-groups=/a,/b"])
+    #expect(given.sandbox.controlGroups == .directories(["/a", "/b"]))
+    #expect(await message(["--sandbox-control-groups=a"]).contains("sandbox.control-groups"))
+    #expect(try await configuration(["--sandbox-network=model-only"]).sandbox.network == .modelOnly)
+    #expect(await message(["--sandbox-network=closed"]).contains("sandbox.network"))
+  }
+
+  @Test func sumsTheLogOfTheModel() async throws {
+    try await withTemporaryDirectory { directory in
+      let log = directory + "/model.log"
+      func line(_ session: String, _ key: String, _ input: Int, _ output: Int) -> String {
+        #"{"session":"\#(session)","key":"\#(key)","model":"m","input_tokens":\#(input),"output_tokens":\#(output),"#
+          + #""cache_read_tokens":1,"cache_creation_tokens":2}"#
+      }
+      try [line("a", "k", 10, 1), line("b", "k", 20, 2), "{\"session\":", line("a", "l", 30, 3)].joined(separator: "\n")
+        .write(toFile: log, atomically: true, encoding: .utf8)
+      func sums(by group: ModelUsage.Group) throws -> ([String: [Int]], Int) {
+        var totals: [String: ModelTokens] = [:]
+        let skipped = try ModelLog(path: log).forEachRequest { totals[$0[group], default: ModelTokens()] += $0.tokens }
+        return (totals.mapValues(\.columns), skipped)
+      }
+      #expect(try sums(by: .session) == (["a": [2, 40, 4, 2, 4], "b": [1, 20, 2, 1, 2]], 1))
+      #expect(try sums(by: .key) == (["k": [2, 30, 3, 2, 4], "l": [1, 30, 3, 1, 2]], 1))
+      #expect(throws: (any Error).self) { try ModelLog(path: directory + "/none").forEachRequest { _ in } }
+    }
   }
 
   @Test func durationsAreReadAndWritten() {

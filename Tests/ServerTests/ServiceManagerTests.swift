@@ -19,7 +19,6 @@ import Testing
     let manager = try ServiceManager(environment: [:], processID: 7)
     #expect(manager.sockets.isEmpty)
     #expect(manager.watchdogTimeout == nil)
-    #expect(try manager.modelCredentials().isEmpty)
     try manager.tell(.ready)
     // What is meant for another process.
     let other = try ServiceManager(
@@ -40,27 +39,6 @@ import Testing
   @Test func anUnreachableServiceManagerIsAnError() throws {
     let manager = try ServiceManager(environment: ["NOTIFY_SOCKET": "/nonexistent/socket"], processID: 7)
     #expect(throws: ServiceManager.Failure.self) { try manager.tell(.ready) }
-  }
-
-  @Test func theModelsCredentialIsReadFromItsFile() async throws {
-    try await withTemporaryDirectory { directory in
-      let manager = try ServiceManager(environment: ["CREDENTIALS_DIRECTORY": directory], processID: 7)
-      #expect(try manager.modelCredentials().isEmpty)
-      let file = URL(filePath: directory + "/model")
-      try Data("# One of them\n\n  ANTHROPIC_API_KEY=sk-1=\nANTHROPIC_BASE_URL=https://x.example\n".utf8).write(
-        to: file)
-      #expect(
-        try manager.modelCredentials() == [
-          "ANTHROPIC_API_KEY": "sk-1=", "ANTHROPIC_BASE_URL": "https://x.example",
-        ])
-      try Data("# fine\nsk-secret\n".utf8).write(to: file)
-      do {
-        _ = try manager.modelCredentials()
-        Issue.record("it was accepted")
-      } catch {
-        #expect("\(error)".contains("Line 2") && !"\(error)".contains("secret"))
-      }
-    }
   }
 
   /// In a directory that stands for the file system of control groups.

@@ -17,24 +17,33 @@ public final class Nginx: Sendable {
 
   /// Writes the configuration into `prefix`, and lets nginx check it.
   ///
-  /// - Parameter options: further options of scripts/render-nginx.
-  public static func render(prefix: String, port: Int, socket: String, options: [String] = []) async throws {
+  /// - Parameters:
+  ///   - options: further options of scripts/render-nginx.
+  ///   - environment: the environment of scripts/render-nginx beside the test's own; nil removes a variable.
+  public static func render(
+    prefix: String, port: Int, socket: String, options: [String] = [], environment: [String: String?] = [:]
+  ) async throws {
     let log = prefix + ".render.log"
     try await succeed(
       [
         repositoryRoot + "/scripts/render-nginx", prefix, "--listen", "127.0.0.1:\(port)", "--socket", socket,
-      ] + options, log: log)
+      ] + options, environment: withoutCredentials.merging(environment) { $1 }, log: log)
     try await succeed(command(prefix: prefix) + ["-t"], log: log)
   }
 
+  /// The variables that would make a test use what its user has.
+  public static let withoutCredentials: [String: String?] = [
+    "ANTHROPIC_API_KEY": nil, "ANTHROPIC_AUTH_TOKEN": nil, "CLAUDE_CODE_OAUTH_TOKEN": nil, "ANTHROPIC_BASE_URL": nil,
+  ]
+
   /// Runs `body` with a running nginx whose prefix is inside `directory`.
   public static func with<Result>(
-    in directory: String, socket: String, options: [String] = [],
+    in directory: String, socket: String, options: [String] = [], environment: [String: String?] = [:],
     isolation: isolated (any Actor)? = #isolation, _ body: (Nginx) async throws -> Result
   ) async throws -> Result {
     let prefix = directory + "/nginx"
     let port = try freePort()
-    try await render(prefix: prefix, port: port, socket: socket, options: options)
+    try await render(prefix: prefix, port: port, socket: socket, options: options, environment: environment)
     let nginx = Nginx(port: port, prefix: prefix, try await start(prefix: prefix, port: port))
     do {
       let result = try await body(nginx)
@@ -73,6 +82,8 @@ public final class Nginx: Sendable {
   public func restart() async throws {
     try FileManager.default.removeItem(atPath: prefix + "/tmp")
     try FileManager.default.createDirectory(atPath: prefix + "/tmp", withIntermediateDirectories: false)
+    // Left behind if it was killed, and in the way.
+    unlink(prefix + "/../m/api.sock")
     let started = try await Self.start(prefix: prefix, port: port)
     child.withLock { $0 = started }
   }
@@ -93,8 +104,10 @@ public final class Nginx: Sendable {
     ]
   }
 
-  private static func succeed(_ arguments: [String], log: String) async throws {
-    let exit = try await run(arguments, output: log)
+  private static func succeed(
+    _ arguments: [String], environment: [String: String?] = [:], log: String
+  ) async throws {
+    let exit = try await run(arguments, environment: environment, output: log)
     guard exit == .status(0) else {
       throw Failure(description: "\(arguments.joined(separator: " ")): \(exit)\n\(text(of: log))")
     }

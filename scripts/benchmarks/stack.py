@@ -41,9 +41,13 @@ class Stack:
         self.responder = None
         self.connection = None
         os.makedirs(f"{directory}/dav/dav")
+        self.model_socket = f"{directory}/model/api.sock"
+        os.makedirs(f"{directory}/model")
         subprocess.run(
             [ROOT / "scripts/render-nginx", f"{directory}/nginx", "--socket", self.socket, "--workspaces",
-             self.workspaces, "--listen", f"127.0.0.1:{self.port}", *nginx_options], check=True)
+             self.workspaces, "--listen", f"127.0.0.1:{self.port}", "--model-socket", self.model_socket,
+             "--model-tokens", f"{directory}/state/run/model-tokens", *nginx_options], check=True,
+            env={**os.environ, "ANTHROPIC_API_KEY": "demo", "ANTHROPIC_BASE_URL": self.model_url})
         self.add_comparisons(Path(f"{directory}/nginx/nginx.conf"), plain_port)
         globals_ = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
         self.nginx = subprocess.Popen(
@@ -88,7 +92,7 @@ class Stack:
         self.responder = subprocess.Popen(
             [self.binaries / "claude-api-server", "serve", "--state-dir", f"{self.directory}/state",
              "--socket-path", self.socket, "--claude-path", self.claude, "--demo-model-url", self.model_url,
-             *self.flags],
+             "--model-socket", self.model_socket, *self.flags],
             stderr=open(f"{self.directory}/responder.log", "a"))
         while True:
             try:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "copy_tree.h"
+#include "extended_attribute.h"
 #include "file_tree.h"
 #include "find_bytes.h"
 #include "reactor_io.h"

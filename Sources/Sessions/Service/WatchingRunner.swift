@@ -56,7 +56,7 @@ public struct WatchingRunner: TurnRunner {
       }
       return try result.get()
     }
-    var failure = TurnRunFailure(Self.failure(excess))
+    var failure = TurnRunFailure(Self.failure(excess.error, in: excess.place))
     switch result {
     case .success(let turn):
       failure.partialText = turn.text
@@ -79,7 +79,7 @@ public struct WatchingRunner: TurnRunner {
 
   public func stop(_ sessionID: UUID) async { await base.stop(sessionID) }
 
-  private static func failure(_ excess: FileError) -> TurnFailure {
+  private static func failure(_ excess: FileError, in place: String) -> TurnFailure {
     let what =
       if case .quotaExceeded(.entries, let limit) = excess {
         "more than \(limit) files and folders"
@@ -89,7 +89,7 @@ public struct WatchingRunner: TurnRunner {
         "too much"
       }
     return TurnFailure(
-      code: "quota_exceeded", detail: "The turn was stopped: the workspace holds \(what). Delete files to go on.")
+      code: "quota_exceeded", detail: "The turn was stopped: the \(place) holds \(what). Delete files to go on.")
   }
 }
 
@@ -101,8 +101,8 @@ private actor WorkspaceWatch {
   /// The shortest pause when a turn has told as many as it may.
   private static let longPause: Duration = .seconds(10)
 
-  /// Set when the workspace was found to hold more than it may.
-  private(set) var excess: FileError?
+  /// Set when the workspace, or the agent's home directory, was found to hold more than it may.
+  private(set) var excess: (place: String, error: FileError)?
   private let turn: Turn
   private let workspaces: Workspaces
   private let log: WorkspaceLog
@@ -132,9 +132,12 @@ private actor WorkspaceWatch {
       do { try await Task.sleep(for: pause) } catch { return false }
       let begin = ContinuousClock.now
       if let usage = await look() {
-        excess = workspaces.excess(of: usage)
-        if excess != nil { return true }
+        excess = workspaces.excess(of: usage).map { ("workspace", $0) }
       }
+      if excess == nil, let usage = await lookAtHome() {
+        excess = workspaces.excess(of: usage).map { ("agent's home directory", $0) }
+      }
+      if excess != nil { return true }
       pause = max(left > 0 ? interval : max(interval, Self.longPause), (ContinuousClock.now - begin) * 20)
     }
   }
@@ -148,6 +151,16 @@ private actor WorkspaceWatch {
       _ = await look()
     }
     log.endWatch(of: turn.sessionID)
+  }
+
+  /// What the agent can write to beside its workspace; nil if it couldn't be looked at.
+  private func lookAtHome() async -> WorkspaceUsage? {
+    do {
+      return try await workspaces.configurationUsage(of: turn.sessionID)
+    } catch {
+      log.lookFailed(turn, error)
+      return nil
+    }
   }
 
   /// Returns what the workspace holds; nil if it couldn't be looked at.

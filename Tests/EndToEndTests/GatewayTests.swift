@@ -1,0 +1,129 @@
+import Foundation
+import JSONSupport
+import NIOHTTP1
+import TestSupport
+import Testing
+
+/// The real CLI without a credential, in its sandbox.
+@Suite(.enabled(if: Stack.realCLI != nil, "CLAUDE_API_TEST_CLAUDE names no CLI"))
+struct GatewayTests {
+  private func run<T>(_ settings: [String: String] = [:], _ body: (Stack) async throws -> T) async throws -> T {
+    try await Stack.run(
+      cli: .real(path: try #require(Stack.realCLI)),
+      settings: ["sandbox-mode": "required"].merging(settings) { $1 }, body)
+  }
+
+  /// Looks for a text, which is given backwards so that this program's callers don't hold it, in the environment
+  /// and the memory of every process in sight but its own, and in all files that can be read below some paths.
+  /// Prints where it was found, `place:text`, and how much was searched.
+  private static let hunt = #"""
+    use strict;
+    my %needles = (key => scalar reverse($ARGV[0]), token => $ENV{ANTHROPIC_API_KEY});
+    my ($bytes, $processes) = (0, 0);
+    sub look { my ($where, $data) = @_; $bytes += length $data;
+      for my $name (keys %needles) { print "$where:$name\n" if index($data, $needles{$name}) >= 0 } }
+    for my $pid (grep { /^\d+$/ && $_ != $$ } map { s{/proc/}{}r } glob "/proc/[0-9]*") {
+      $processes++;
+      for my $file (qw(environ cmdline)) {
+        if (open my $f, "<", "/proc/$pid/$file") { local $/; look($file, scalar(<$f>) // "") } }
+      open my $maps, "<", "/proc/$pid/maps" or next;
+      open my $memory, "<:raw", "/proc/$pid/mem" or do { print "no memory of $pid: $!\n"; next };
+      while (my $line = <$maps>) {
+        next unless $line =~ /^([0-9a-f]+)-([0-9a-f]+) rw/;
+        my ($from, $to) = (hex $1, hex $2);
+        while ($from < $to) {
+          my $size = $to - $from > 8 << 20 ? 8 << 20 : $to - $from;
+          sysseek $memory, $from, 0; my $read = sysread $memory, my $data, $size;
+          last unless $read; look("memory", $data); $from += $read > 4096 && $read == 8 << 20 ? $read - 4096 : $read } } }
+    for my $file (glob("$ENV{HOME}/* $ENV{HOME}/.* $ENV{HOME}/*/* $ENV{HOME}/*/*/* /etc/* /run/* /tmp/*")) {
+      next unless -f $file && -r _; if (open my $f, "<:raw", $file) { local $/; look("file", scalar(<$f>) // "") } }
+    print "searched $processes processes, ", $bytes > 50_000_000 ? "enough" : "too little", "\n";
+    """#
+
+  @Test func theCredentialIsNowhereInTheSandbox() async throws {
+    try await run { stack in
+      let id = try await stack.createSession()
+      _ = try await stack.say("hello", to: id)
+      try Self.hunt.write(toFile: "\(stack.workspaceRoot)/\(id)/hunt.pl", atomically: true, encoding: .utf8)
+      let needle = String(Stack.modelKey.reversed())
+      let found = try await stack.say(
+        #"[[tool Bash {"command":"perl hunt.pl \#(needle) | sort | uniq -c | awk '{print $2, $3, $4, $5}'; printenv"}]]"#,
+        to: id)
+      // That the token of the process is found shows that the credential would be.
+      #expect(found.contains("environ:token") && found.contains("memory:token"), "\(found)")
+      #expect(found.contains("processes, enough"), "\(found)")
+      #expect(!found.contains(":key") && !found.contains(Stack.modelKey), "\(found)")
+      #expect(found.contains("ANTHROPIC_API_KEY=\(id).none."), "\(found)")
+      // Nor is it with the responder or in what it writes.
+      let pid = try #require(await stack.responder?.pid)
+      #expect(!text(of: "/proc/\(pid)/environ").contains(Stack.modelKey))
+      #expect(!stack.responderLog.contains(Stack.modelKey))
+      #expect(!text(of: stack.nginx.prefix + "/logs/model.log").contains(Stack.modelKey))
+    }
+  }
+
+  @Test func aTokenIsGoodAsLongAsItsProcess() async throws {
+    try await run { stack in
+      let tokens = stack.stateDirectory + "/run/model-tokens"
+      func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: tokens) }
+      #expect(try names().isEmpty)
+      let id = try await stack.createSession()
+      _ = try await stack.say("hello", to: id)
+      #expect(try names().map { String($0.prefix(36)) } == [id])
+      let seen = try await stack.say(#"[[tool Bash {"command":"ls \#(stack.stateDirectory)/run \#(tokens)"}]]"#, to: id)
+      #expect(!seen.contains(id), "\(seen)")
+      #expect(try await stack.request(.DELETE, "/sessions/\(id)").status == 200)
+      while !(try names().isEmpty) { try await Task.sleep(for: .milliseconds(10)) }
+      let other = try await stack.createSession()
+      _ = try await stack.say("hello", to: other)
+      await stack.killResponder()
+      #expect(try names().count == 1)
+      try await stack.startResponder()
+      #expect(try names().isEmpty)
+      _ = try await stack.say("hello again", to: other)
+    }
+  }
+
+  @Test func theTokensOfTheGatewayAreThoseOfTheCLI() async throws {
+    try await run { stack in
+      var expected: [String: [Int64]] = [:]
+      for prompts in [["[[usage in 100 out 50]] one", "two"], [#"[[tool Bash {"command":"echo x"}]]"#, "three"]] {
+        let id = try await stack.createSession()
+        for prompt in prompts { _ = try await stack.say(prompt, to: id) }
+        let turns = try #require(try await stack.get("/sessions/\(id)/turns").json["turns"]?.arrayValue)
+        #expect(turns.count == 2)
+        expected[id] = ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"].map {
+          name in turns.reduce(0) { $0 + ($1["usage"]?[name]?.intValue ?? 0) }
+        }
+      }
+      let output = stack.directory + "/usage"
+      let exit = try await TestSupport.run(
+        [Stack.product("claude-api-server"), "model-usage", stack.nginx.prefix + "/logs/model.log"], output: output)
+      #expect(exit == .status(0))
+      var counted: [String: [Int64]] = [:]
+      for line in text(of: output).split(separator: "\n") {
+        let columns = line.split(separator: "\t").map(String.init)
+        counted[columns[0]] = columns.dropFirst(2).compactMap { Int64($0) }
+      }
+      #expect(counted == expected)
+      #expect(expected.values.allSatisfy { $0[1] > 0 })
+    }
+  }
+
+  /// Whether the agent reaches this server's own port.
+  private static func reach(_ stack: Stack) -> String {
+    #"[[tool Bash {"command":"(exec 3<>/dev/tcp/127.0.0.1/\#(stack.nginx.port)) 2>/dev/null && echo reached || echo held"}]]"#
+  }
+
+  @Test func anAgentReachesTheModelOnly() async throws {
+    try await run { stack in
+      let id = try await stack.createSession()
+      #expect(try await stack.say(Self.reach(stack), to: id).contains("held"))
+    }
+    try await run(["sandbox-network": "open"]) { stack in
+      let id = try await stack.createSession()
+      #expect(try await stack.say(Self.reach(stack), to: id).contains("reached"))
+      #expect(stack.responderLog.contains("That includes the agents"))
+    }
+  }
+}

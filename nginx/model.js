@@ -1,0 +1,134 @@
+// Counts the tokens of the model's answers while they pass, for the log. The answers are never held up or changed.
+//
+// Each request has variables of its own here. njs frees what it allocates at the end of a request, so the pieces of
+// a stream that can't hold a count are not looked into: a stream of 130,000 events takes some 90 MB while it lasts,
+// an ordinary one less than 5.
+
+const longestLine = 65536;
+const largestAnswer = 4194304;
+const names = {
+    input_tokens: 'claude_model_input',
+    output_tokens: 'claude_model_output',
+    cache_read_input_tokens: 'claude_model_cache_read',
+    cache_creation_input_tokens: 'claude_model_cache_creation',
+};
+
+// Pieces of what is not yet a whole line of a stream, or not yet the whole of another answer, and their length.
+let pieces = [];
+let length = 0;
+let isSkipping = false;
+let kind = null;
+
+function kindOf(r) {
+    if (r.status !== 200) {
+        return 'other';
+    }
+    const type = r.headersOut['Content-Type'] || '';
+    return type.startsWith('text/event-stream') ? 'stream' : type.startsWith('application/json') ? 'answer' : 'other';
+}
+
+function note(r, usage, model) {
+    if (typeof model === 'string') {
+        r.variables.claude_model_name = model.slice(0, 200);
+    }
+    if (usage === null || typeof usage !== 'object') {
+        return;
+    }
+    // The counts of a stream are totals, of which the last one holds.
+    Object.keys(names).forEach((name) => {
+        const count = usage[name];
+        if (typeof count === 'number' && count >= 0 && Number.isInteger(count)) {
+            r.variables[names[name]] = String(count);
+        }
+    });
+}
+
+function parse(r, text) {
+    try {
+        return JSON.parse(text);
+    } catch (e) {
+        r.warn('an answer of the model could not be read for its tokens');
+        return {};
+    }
+}
+
+function noteLine(r, line) {
+    if (!line.startsWith('data:') || line.indexOf('"usage"') < 0) {
+        return;
+    }
+    const event = parse(r, line.slice(5));
+    if (event.type === 'message_start' && event.message) {
+        note(r, event.message.usage, event.message.model);
+    } else if (event.type === 'message_delta') {
+        note(r, event.usage);
+    }
+}
+
+// Keeps a piece, or gives what it is part of up if that is too long.
+function keep(piece, limit) {
+    if (isSkipping || piece.length === 0) {
+        return;
+    }
+    pieces.push(piece);
+    length += piece.length;
+    if (length > limit) {
+        pieces = [];
+        length = 0;
+        isSkipping = true;
+    }
+}
+
+function take() {
+    const text = pieces.join('');
+    pieces = [];
+    length = 0;
+    return text;
+}
+
+function countStream(r, data) {
+    if (data.length === 0) {
+        return;
+    }
+    const isWhole = length === 0 && !isSkipping && data[data.length - 1] === 10;
+    // A quotation mark inside of a text is escaped, so a text that speaks of "usage" is none.
+    if (isWhole && data.indexOf('"usage"') < 0) {
+        return;
+    }
+    const lines = data.toString().split('\n');
+    const last = lines.pop();
+    lines.forEach((line) => {
+        keep(line, longestLine);
+        if (!isSkipping) {
+            noteLine(r, take());
+        }
+        isSkipping = false;
+    });
+    keep(last, longestLine);
+}
+
+function countAnswer(r, data, flags) {
+    keep(data.toString(), largestAnswer);
+    if (!flags.last) {
+        return;
+    }
+    if (isSkipping) {
+        r.warn('an answer of the model was too large to be read for its tokens');
+    } else if (length > 0) {
+        const answer = parse(r, take());
+        note(r, answer.usage, answer.model);
+    }
+}
+
+function count(r, data, flags) {
+    r.sendBuffer(data, flags);
+    if (kind === null) {
+        kind = kindOf(r);
+    }
+    if (kind === 'stream') {
+        countStream(r, data);
+    } else if (kind === 'answer') {
+        countAnswer(r, data, flags);
+    }
+}
+
+export default { count };
