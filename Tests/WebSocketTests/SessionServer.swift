@@ -143,6 +143,13 @@ struct SessionServer: Sendable {
       }
     }
 
+    func setKeyLimits(_ id: String, to limits: KeyLimits) async throws(SessionStoreError) -> APIKey? {
+      stored.withLock { stored in
+        stored[id]?.limits = limits
+        return stored[id]
+      }
+    }
+
     func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
       stored.withLock { stored in
         stored[id]?.revokedAt = now
