@@ -118,7 +118,7 @@ import Testing
 
   /// Metrics are for this machine and for administrators; who uses how much is for the latter.
   @Test func whoMaySeeMetrics() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       func metrics(_ key: KeySecret? = nil, from address: String? = "127.0.0.1") async throws -> String {
         let answer = try await fixture.send(.get, "/metrics", key: key?.text, from: address)
         return answer.status == 200 ? answer.text : "\(answer.status)"
@@ -137,7 +137,7 @@ import Testing
 
   /// The address says nothing about a client that came over somebody else's proxy.
   @Test func aForwardedRequestIsNotOfThisMachine() async throws {
-    try await withFixture { fixture in
+    try await withAPI { fixture in
       for name in ["Forwarded", "X-Forwarded-For", "Via"] {
         let field = try #require(HTTPField.Name(name))
         for path in ["/sessions", "/metrics"] {
