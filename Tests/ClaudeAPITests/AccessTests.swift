@@ -81,6 +81,14 @@ import Testing
     try await body()
   }
 
+  /// A server that is always well, and that says for whom it has written its metrics.
+  private struct FixedStatus: ServerStatus {
+    func readiness() async -> [ReadinessCheck] { [ReadinessCheck("all")] }
+    func metrics(byKey: Bool) async -> String { "byKey=\(byKey)\n" }
+    func answered(_: HTTPRequest.Method, _: String?, status: Int, after: Duration) {}
+    func reported(problem code: String) {}
+  }
+
   private final class Text: ResponseBodyWriter {
     private(set) var text = ""
     func write(_ buffer: ByteBuffer) async throws { text += String(buffer: buffer) }
@@ -95,7 +103,7 @@ import Testing
       try await withService(store: store) { service in
         var configuration = APIConfiguration(version: "1", model: .demo)
         configuration.requiresKeys = requiresKeys
-        let api = API(service: service, configuration: configuration, keys: store)
+        let api = API(service: service, configuration: configuration, keys: store, status: FixedStatus())
         try await body(Fixture(api: api, responder: api.responder(), store: store))
       }
       await store.close()
@@ -177,11 +185,14 @@ import Testing
         let isOpen = entry.access == .open
         let changes = entry.access == .change
         let what = "\(entry.method) \(entry.path)"
-        #expect(try await outcome(nil) == (isOpen ? "allowed" : "401"), "\(what)")
+        // On this machine nobody needs a key for what operators look at, but who shows one must be such.
+        let isOperation = entry.access == .operation
+        let allowed = isOperation ? "403" : "allowed"
+        #expect(try await outcome(nil) == (isOpen || isOperation ? "allowed" : "401"), "\(what)")
         #expect(try await outcome(KeySecret()) == (isOpen ? "allowed" : "401"), "\(what)")
-        #expect(try await outcome(other) == (ofSession ? "hidden" : "allowed"), "\(what)")
+        #expect(try await outcome(other) == (ofSession ? "hidden" : allowed), "\(what)")
         #expect(
-          try await outcome(reader) == (ofSession ? "hidden" : changes ? "403" : "allowed"), "\(what)")
+          try await outcome(reader) == (ofSession ? "hidden" : changes ? "403" : allowed), "\(what)")
         #expect(try await outcome(boundReader) == (isBoundOut(entry) || changes ? "403" : "allowed"), "\(what)")
         #expect(
           try await outcome(boundElsewhere) == (ofSession ? "hidden" : isBoundOut(entry) ? "403" : "allowed"),
@@ -189,7 +200,7 @@ import Testing
         // Reading first: the last ones may delete the session.
         if !changes || !ofSession {
           #expect(try await outcome(bound) == (isBoundOut(entry) ? "403" : "allowed"), "\(what)")
-          #expect(try await outcome(user) == "allowed", "\(what)")
+          #expect(try await outcome(user) == allowed, "\(what)")
         }
         #expect(try await outcome(entry.method == .delete ? user : admin) == "allowed", "\(what)")
       }
@@ -198,6 +209,37 @@ import Testing
 
   private func isBoundOut(_ entry: RouteTable.Entry) -> Bool {
     !entry.path.contains("{session_id}") && entry.access != .open && entry.access != .information
+  }
+
+  /// Metrics are for this machine and for administrators; who uses how much is for the latter.
+  @Test func whoMaySeeMetrics() async throws {
+    try await withFixture { fixture in
+      func metrics(_ key: KeySecret? = nil, from address: String? = "127.0.0.1") async throws -> String {
+        let answer = try await fixture.send(.get, "/metrics", key: key?.text, from: address)
+        return answer.status == 200 ? answer.text : "\(answer.status)"
+      }
+      #expect(try await metrics() == "byKey=false\n")
+      #expect(try await metrics(from: "10.0.0.1") == "403")
+      let (user, admin) = (try await fixture.key(.user), try await fixture.key(.admin))
+      #expect(try await metrics() == "byKey=false\n")
+      #expect(try await metrics(from: "10.0.0.1") == "401")
+      #expect(try await metrics(user) == "403")
+      #expect(try await metrics(KeySecret()) == "401")
+      #expect(try await metrics(admin, from: "10.0.0.1") == "byKey=true\n")
+      #expect(try await fixture.send(.get, "/readyz", from: "10.0.0.1").status == 200)
+    }
+  }
+
+  /// The address says nothing about a client that came over somebody else's proxy.
+  @Test func aForwardedRequestIsNotOfThisMachine() async throws {
+    try await withFixture { fixture in
+      for name in ["Forwarded", "X-Forwarded-For", "Via"] {
+        let field = try #require(HTTPField.Name(name))
+        for path in ["/sessions", "/metrics"] {
+          #expect(try await fixture.send(.get, path, headers: [field: "127.0.0.1"]).status == 403, "\(name) \(path)")
+        }
+      }
+    }
   }
 
   // MARK: Tenants
