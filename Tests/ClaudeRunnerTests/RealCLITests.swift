@@ -251,11 +251,8 @@ struct RealCLITests {
       #expect(third.startedProcess)
       let fourth = try await fixture.runner.run(turn("four", first.costUSD * 2.5))
       #expect(!fourth.startedProcess)
-      // Killed, the CLI forgets what it had counted.
-      await fixture.runner.stop(session: session.id)
       let failure = await failing { try await fixture.runner.run(turn("five", first.costUSD * 0.5)) }
       #expect(failure?.code == .budgetExhausted && failure?.message.contains("/usage") == true)
-      #expect(abs((failure?.partial?.costUSD ?? 0) - first.costUSD) < 1e-9)
     }
   }
 

@@ -113,8 +113,9 @@ import Testing
         [
           Cause("[[error 401]]", "model_auth_failed", 502),
           Cause("[[error 429 retry-after 2]]", "rate_limited", 429, retryAfter: 2...3),
-          Cause("[[error 429 retry-after 600]]", "rate_limited", 429, retryAfter: 590...600),
-          Cause("[[error 429 reset 3600]]", "rate_limited", 429, retryAfter: 3500...3600),
+          // With an API key the CLI tells neither a long time nor when a limit is reset.
+          Cause("[[error 429 retry-after 600]]", "rate_limited", 429, retryAfter: 30...30),
+          Cause("[[error 429 reset 3600]]", "rate_limited", 429, retryAfter: 1...30),
           Cause("[[error 529]]", "overloaded", 503, retryAfter: 1...60),
           Cause("[[hang]]", "model_timeout", 504),
           Cause("[[error 500]]", "model_error", 502),

@@ -52,16 +52,20 @@ import Testing
     }
   }
 
-  @Test func anInterruptEndsATurnThatWaitsForAProcess() async throws {
+  @Test func aTurnThatWaitsForAProcessIsCancelled() async throws {
     try await Stack.run(settings: ["claude-max-processes": "1"]) { stack in
       let holder = try await stack.createSession()
       let waiter = try await stack.createSession()
       let held = Task { try await stack.post("/sessions/\(holder)/messages", ["prompt": "fake:partial"]) }
       try await stack.waitForEvent("agent.message", holder)
       let waiting = Task { try await stack.post("/sessions/\(waiter)/messages", ["prompt": "hello"]) }
-      try await stack.waitForState("running", waiter)
-      #expect(try await stack.request(.POST, "/sessions/\(waiter)/interrupt").json["state"] == "interrupted")
-      #expect(try await waiting.value.json["code"] == "interrupted")
+      try await stack.waitForState("queued", waiter)
+      #expect(try await stack.request(.POST, "/sessions/\(waiter)/interrupt").json["code"] == "nothing_runs")
+      let turn = try await stack.get("/sessions/\(waiter)/turns").json["turns"]?[0]
+      #expect(turn?["position"] == 1)
+      let id = try #require(turn?["id"]?.stringValue)
+      #expect(try await stack.request(.POST, "/sessions/\(waiter)/turns/\(id)/cancel").json["state"] == "cancelled")
+      #expect(try await waiting.value.json["code"] == "cancelled")
       // The other one has felt nothing of it.
       #expect(try await stack.get("/sessions/\(holder)/turns").json["turns"]?.arrayValue?.first?["state"] == "running")
       #expect(try await stack.request(.POST, "/sessions/\(holder)/interrupt").status == 200)

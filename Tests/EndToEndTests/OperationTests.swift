@@ -97,7 +97,7 @@ import Testing
       for key in [user, reader] {
         let answer = try await stack.get("/metrics", headers: ["Authorization": "Bearer \(key)"])
         #expect(answer.status == 403)
-        #expect(try answer.json["code"] == "admin_key_needed")
+        #expect(try answer.json["code"] == "admin_only")
       }
       let wrong = try await stack.get("/metrics", headers: ["Authorization": "Bearer nonsense"])
       #expect(wrong.status == 401)

@@ -72,7 +72,7 @@ import Testing
       let foreign = try await refusal(["Origin": "https://evil.example"], path)
       #expect(foreign.status == 403 && foreign.text.contains("origin_not_allowed"))
       let cursor = try await refusal([:], path + "?after=99")
-      #expect(cursor.status == 400 && cursor.text.contains("unknown_cursor"))
+      #expect(cursor.status == 409 && cursor.text.contains("unknown_cursor"))
       #expect(try await refusal(["Host": "evil.example"], path).status == 421)
       // Many in a row: no connection to the responder is used for two.
       for _ in 0..<20 {
@@ -167,10 +167,12 @@ import Testing
         socket = try await stack.socket(id, "?deltas=false&after=\(seen.last ?? 0)")
       }
       try await socket.send(["type": "message", "prompt": "last"])
+      var isCompleted = false
       while true {
         let message = try await socket.next()
         seen += sequences([message])
-        if message["type"] == "turn.completed" { break }
+        if message["type"] == "turn.completed" { isCompleted = true }
+        if isCompleted, message["type"] == "session.status_idle" { break }
       }
       let last = try await stack.get("/sessions/\(id)/events?limit=1").json["last"]?.intValue
       #expect(seen == Array(1...(last ?? 0)))
