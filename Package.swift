@@ -86,6 +86,7 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
+    .target(name: "Monitoring", dependencies: [logging], swiftSettings: swiftSettings),
     .target(name: "Sandbox", dependencies: ["ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
@@ -109,11 +110,12 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "SQLiteStore", "Sandbox",
+        "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "Monitoring", "SQLiteStore",
+        "Sandbox",
         "Sessions", "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
-        logging, serviceLifecycle, unixSignals,
+        httpTypes, logging, nioPosix, serviceLifecycle, unixSignals,
       ],
       swiftSettings: swiftSettings),
     .executableTarget(
@@ -161,9 +163,14 @@ let package = Package(
       swiftSettings: swiftSettings),
     .testTarget(
       name: "HummingbirdFastCGITests",
-      dependencies: ["CLinux", "HummingbirdFastCGI", httpTypes, hummingbird, logging, serviceLifecycle],
+      dependencies: [
+        "CLinux", "HummingbirdFastCGI", "TestSupport", httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
+      ],
       swiftSettings: swiftSettings),
-    .testTarget(name: "JSONSupportTests", dependencies: ["JSONSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "JSONSupportTests", dependencies: ["JSONSupport", "TestSupport"], swiftSettings: swiftSettings),
+    .testTarget(
+      name: "MonitoringTests", dependencies: ["Monitoring", "TestSupport", logging], swiftSettings: swiftSettings),
     .testTarget(name: "NginxTests", dependencies: ["TestSupport"], swiftSettings: swiftSettings),
     .testTarget(
       name: "SandboxTests", dependencies: ["ClaudeRunner", "Sandbox", "TestSupport"], swiftSettings: swiftSettings),

@@ -18,6 +18,7 @@ public struct API: Sendable {
   let service: SessionService
   let configuration: APIConfiguration
   let files: FilesAPI?
+  let status: (any ServerStatus)?
   let promptRules: PromptRules
   let authenticator: Authenticator?
 
@@ -25,13 +26,16 @@ public struct API: Sendable {
   ///   - keys: against which requests are checked. Nil checks nothing, for a server that has seen to it otherwise
   ///     who can reach it.
   ///   - files: the routes for files, if there are to be any.
+  ///   - status: counts requests, and is what the routes for operators tell of.
   public init(
-    service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil
+    service: SessionService, configuration: APIConfiguration, keys: (any KeyStore)? = nil, files: FilesAPI? = nil,
+    status: (any ServerStatus)? = nil
   ) {
     self.service = service
     authenticator = keys.map { Authenticator(keys: $0, service: service, requiresKeys: configuration.requiresKeys) }
     self.configuration = configuration
     self.files = files
+    self.status = status
     promptRules = PromptRules(maximumBytes: configuration.maximumPromptBytes)
   }
 
@@ -40,10 +44,12 @@ public struct API: Sendable {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     let table = routes
+    if let status { router.add(middleware: StatusMiddleware(routes: table, status: status)) }
     if let authenticator {
-      router.add(middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator))
+      router.add(
+        middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator, status: status))
     }
-    router.add(middleware: ErrorMiddleware(routes: table))
+    router.add(middleware: ErrorMiddleware(routes: table, status: status))
     var again = RouteTable()
     addRoutes(
       to: router, &again, Documents(OpenAPIDocument(routes: table.entries, version: configuration.version)))
@@ -67,7 +73,7 @@ public struct API: Sendable {
     addUsageRoutes(to: router, &routes)
     files?.addRoutes(to: router, &routes)
     addDocumentationRoutes(to: router, &routes, documents)
-    routes.add(.get, "/healthz", "Whether the server is alive", for: .open, to: router, health)
+    addOperationRoutes(to: router, &routes)
     let index = index(routes)
     routes.add(.get, "/", "API info", for: .information, to: router) { _, _ in
       Self.json(index)
@@ -103,15 +109,6 @@ public struct API: Sendable {
         })
     }
     return json.finish()
-  }
-
-  private func health(_: Request, _: some RequestContext) -> Response {
-    var json = JSONWriter()
-    json.object { json in
-      json.field("status", "ok")
-      json.field("version", configuration.version)
-    }
-    return Self.json(json.finish())
   }
 
   // MARK: Parts

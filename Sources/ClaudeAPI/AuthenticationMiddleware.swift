@@ -16,6 +16,7 @@ struct AuthenticationMiddleware: RouterMiddleware {
 
   let routes: RouteTable
   let authenticator: Authenticator
+  var status: (any ServerStatus)?
 
   func handle(
     _ request: Request, context: Context, next: (Request, Context) async throws -> Response
@@ -29,13 +30,14 @@ struct AuthenticationMiddleware: RouterMiddleware {
       principal = try await authenticator.principal(
         showing: Authenticator.credentials(request.headers),
         from: context.parametersOfServer["REMOTE_ADDR"],
-        isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer))
+        isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer), for: access)
       if let principal {
         try await authenticator.authorize(
           principal, access, session: context.parameters["session_id"].map { String($0) })
       }
       response = try await Principal.$current.withValue(principal) { try await next(request, context) }
     } catch let problem as Problem {
+      status?.reported(problem: problem.code.rawValue)
       response = problem.response
     }
     Self.log(

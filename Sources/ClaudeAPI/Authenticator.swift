@@ -25,9 +25,11 @@ struct Authenticator: Sendable {
   ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
   ///   - address: the client's address, from the web server.
   ///   - isLocal: whether it is certain that the client is on this machine; see ``ClientAddress``.
-  /// - Returns: nil if there are no keys and the client needs none.
+  ///   - access: what the client wants to use.
+  /// - Returns: nil if the client needs no key: because there are none, or for what is open to this machine.
   func principal(
-    showing shown: String?, from address: String?, isLocal: @autoclosure () -> Bool
+    showing shown: String?, from address: String?, isLocal: @autoclosure () -> Bool,
+    for access: RouteTable.Access? = nil
   ) async throws(Problem) -> Principal? {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
@@ -42,6 +44,7 @@ struct Authenticator: Sendable {
       }
       return nil
     }
+    if access == .operation, shown == nil, isLocal() { return nil }
     let digest = secret?.digest
     if shown != nil, let seconds = wrongKeys.refusal(address, digest) {
       throw Problem(
@@ -104,6 +107,9 @@ struct Authenticator: Sendable {
     _ principal: Principal, _ access: RouteTable.Access?, session: String?
   ) async throws(Problem) {
     guard let access else { return }
+    if access == .operation, principal.role != .admin {
+      throw Problem(.adminKeyNeeded, "This is for administrators' keys.")
+    }
     if let session {
       try await checkSession(principal, session)
     } else if principal.sessionID != nil && access != .information {
@@ -130,7 +136,9 @@ struct Authenticator: Sendable {
 }
 
 extension HTTPField.Name {
+  static let forwarded = Self("Forwarded")!
   static let xAPIKey = Self("X-Api-Key")!
+  static let xForwardedFor = Self("X-Forwarded-For")!
 }
 
 extension String {

@@ -7,6 +7,7 @@ import Workspaces
 /// Turns every error into a problem document, and logs those that are the server's.
 struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
   let routes: RouteTable
+  var status: (any ServerStatus)?
 
   func handle(
     _ request: Request, context: Context, next: (Request, Context) async throws -> Response
@@ -19,6 +20,7 @@ struct ErrorMiddleware<Context: RequestContext>: RouterMiddleware {
         context.logger.error(
           "A request failed", metadata: ["code": "\(problem.code.rawValue)", "error": "\(logged(error))"])
       }
+      status?.reported(problem: problem.code.rawValue)
       guard ProblemPage.isWanted(request, context.endpointPath) else { return problem.response }
       // A folder of the session, if there is such a session.
       let session = problem.code == .sessionNotFound ? nil : API.uuid("session_id", context)

@@ -19,6 +19,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var turn: Turn?
   /// How to authenticate, for a 401.
   public var challenge: String?
+  /// What was looked at, for a server that isn't ready.
+  public var checks: [ReadinessCheck] = []
   /// The limit of a key that was reached.
   public var limit: LimitExcess?
 
@@ -49,6 +51,7 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
       json.field("detail", detail)
       json.field("code", code.rawValue)
       if let retryAfter { json.field("retry_after", Int64(retryAfter)) }
+      if !checks.isEmpty { json.field(checks) }
       if let limit { json.field("limit", object: { $0.members(limit) }) }
       if let turn { json.field("turn_id", turn.id.lowercaseString) }
       if let approval { json.field("approval", object: { $0.members(approval) }) }

@@ -59,6 +59,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case readOnlyKey = "read_only_key"
   case foreignOrigin = "foreign_origin"
   case adminOnly = "admin_only"
+  case adminKeyNeeded = "admin_key_needed"
   case keyNotFound = "key_not_found"
   case tooManyWrongKeys = "too_many_wrong_keys"
   case sessionsLimit = "sessions_limit"
@@ -147,6 +148,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case shuttingDown = "shutting_down"
   case storeBusy = "store_busy"
   case streamsExhausted = "streams_exhausted"
+  case notReady = "not_ready"
   case serviceUnavailable = "service_unavailable"
   case responderTimeout = "responder_timeout"
   case diskFull = "disk_full"
@@ -219,6 +221,7 @@ extension ProblemCode {
     case .readOnlyKey: .init(403, "The key may only read.")
     case .foreignOrigin: .init(403, "A form of another site can't change anything here.")
     case .adminOnly: .init(403, "Only a key with the role admin may see this.")
+    case .adminKeyNeeded: .init(403, "This is for keys with the role admin.")
     case .keyNotFound: .init(404, "There is no such key.")
     case .tooManyWrongKeys: .init(429, "Too many wrong keys came from this address; this one was not looked at.")
     case .sessionsLimit: .init(403, "The key owns as many sessions as it may.")
@@ -303,6 +306,7 @@ extension ProblemCode {
     case .responderUnavailable: .init(502, "The responder behind nginx is not running.")
     case .shuttingDown: .init(503, "The server is about to stop; what was accepted is kept.")
     case .storeBusy: .init(503, "The store is busy.")
+    case .notReady: .init(503, "The server can't do its work; `checks` says why.")
     case .streamsExhausted: .init(503, "The server has as many streams open as it takes.")
     case .serviceUnavailable: .init(503, "The server is busy or not ready.")
     case .responderTimeout: .init(504, "The responder did not answer in time; what it had begun may go on.")

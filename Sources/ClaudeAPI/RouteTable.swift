@@ -14,6 +14,8 @@ struct RouteTable {
     case read
     /// Keys that may change things, for their own sessions.
     case change
+    /// Administrators' keys, and clients on this machine that show none.
+    case operation
   }
 
   struct Entry: Sendable {

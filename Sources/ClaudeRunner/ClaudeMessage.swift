@@ -75,6 +75,31 @@ public struct ClaudeMessage: Sendable, Hashable {
   }
 }
 
+// What a tool writes into the CLI's own output can look like a message of the CLI. Its numbers are therefore taken for
+// what they can be at most, so that they neither end the server nor spoil its sums.
+extension ClaudeMessage {
+  /// When to try again, at most a week from now, if the message says it.
+  ///
+  /// - Parameter now: seconds since 1970.
+  func retryAfter(now: Int) -> Duration? {
+    let seconds: Double?
+    switch kind {
+    case .system("api_retry") where [429, 529].contains(json["error_status"]?.intValue):
+      seconds = json["retry_delay_ms"]?.doubleValue.map { ($0 / 1000).rounded(.up) }
+    case .rateLimit:
+      seconds = json["rate_limit_info"]?["resetsAt"]?.doubleValue.map { max(1, $0 - Double(now)) }
+    default: seconds = nil
+    }
+    return seconds.map { .seconds(min(max($0, 0), 7 * 86_400)) }
+  }
+
+  /// A number of things: not negative, and so small that some millions of them can be added up.
+  static func count(_ value: JSONValue?) -> Int64 { min(max(value?.intValue ?? 0, 0), 1 << 40) }
+
+  /// A sum of money: from nothing to a million.
+  static func dollars(_ value: JSONValue?) -> Double { min(max(value?.doubleValue ?? 0, 0), 1_000_000) }
+}
+
 /// The answer to a permission request.
 public enum ClaudePermissionDecision: Sendable, Hashable {
   /// Run the tool; with `updatedInput` instead of what was asked for, and with rules to remember, both in the
@@ -92,6 +117,8 @@ public struct ClaudeTurn: Sendable {
   public var prompt: String
   /// Whether an earlier turn of the session got an answer, so that a CLI without memory of it is a failure.
   public var expectsHistory: Bool
+  /// What the log calls the turn.
+  public var id: String
 
   /// For whom it runs: those that wait for a process are served in turns between owners.
   public var owner: String
@@ -102,12 +129,13 @@ public struct ClaudeTurn: Sendable {
 
   public init(
     session: ClaudeSession, options: ClaudeOptions = ClaudeOptions(), prompt: String,
-    expectsHistory: Bool = false, owner: String = "", allowanceUSD: Double? = nil
+    expectsHistory: Bool = false, id: String = "-", owner: String = "", allowanceUSD: Double? = nil
   ) {
     self.session = session
     self.options = options
     self.prompt = prompt
     self.expectsHistory = expectsHistory
+    self.id = id
     self.owner = owner
     self.allowanceUSD = allowanceUSD
   }
@@ -150,9 +178,9 @@ public struct ClaudeUsage: Sendable, Hashable, Codable {
   public init() {}
 
   init(_ json: JSONValue?) {
-    inputTokens = json?["input_tokens"]?.intValue ?? 0
-    outputTokens = json?["output_tokens"]?.intValue ?? 0
-    cacheReadTokens = json?["cache_read_input_tokens"]?.intValue ?? 0
-    cacheCreationTokens = json?["cache_creation_input_tokens"]?.intValue ?? 0
+    inputTokens = ClaudeMessage.count(json?["input_tokens"])
+    outputTokens = ClaudeMessage.count(json?["output_tokens"])
+    cacheReadTokens = ClaudeMessage.count(json?["cache_read_input_tokens"])
+    cacheCreationTokens = ClaudeMessage.count(json?["cache_creation_input_tokens"])
   }
 }

@@ -31,6 +31,7 @@ actor ClaudeProcess {
     /// What the model said so far: whole messages, and the piece of one that is still coming.
     var texts: [String] = []
     var unfinishedText = ""
+    var textBytes = 0
     var model: String?
     var wasInterrupted = false
     var retryAfter: Duration?
@@ -39,6 +40,13 @@ actor ClaudeProcess {
     var isSilent = true
     var outcome: Result<ClaudeTurnResult, ClaudeFailure>?
     var continuation: CheckedContinuation<Result<ClaudeTurnResult, ClaudeFailure>, Never>?
+
+    /// Whether so many more bytes of what the model says are kept for a turn that may fail.
+    mutating func keepsTextBytes(_ count: Int) -> Bool {
+      guard textBytes + count <= ClaudeProcess.keptText else { return false }
+      textBytes += count
+      return true
+    }
   }
 
   let command: ClaudeCommand
@@ -88,6 +96,8 @@ actor ClaudeProcess {
   private var lastTotalCost: Double?
   private var uncharged = 0.0
 
+  /// How much of what the model says in one turn is kept in memory, each text and its pieces counted: 16 MiB.
+  private static let keptText = 16 << 20
   /// How many lines that are no messages are handed on; the rest is only counted.
   private static let garbageHandedOn = 100
 
@@ -596,13 +606,15 @@ actor ClaudeProcess {
     case .assistant:
       turn?.unfinishedText = ""
       turn?.finalAnswer = nil
-      if let text = message.assistantText { turn?.texts.append(text) }
+      if let text = message.assistantText, turn?.keepsTextBytes(text.utf8.count) == true { turn?.texts.append(text) }
       if let model = message.json["message"]?["model"]?.stringValue { turn?.model = model }
     case .streamEvent:
       let event = message.json["event"]
       switch event?["type"]?.stringValue {
       case "content_block_delta":
-        if let text = event?["delta"]?["text"]?.stringValue { turn?.unfinishedText += text }
+        if let text = event?["delta"]?["text"]?.stringValue, turn?.keepsTextBytes(text.utf8.count) == true {
+          turn?.unfinishedText += text
+        }
       case "message_delta":
         let reason = event?["delta"]?["stop_reason"]?.stringValue
         turn?.finalAnswer = reason != nil && reason != "tool_use" && reason != "pause_turn" ? .now : nil
@@ -612,17 +624,9 @@ actor ClaudeProcess {
     case .user: turn?.finalAnswer = nil
     case .system("api_retry"):
       turn?.finalAnswer = nil
-      if let milliseconds = message.json["retry_delay_ms"]?.doubleValue,
-        [429, 529].contains(message.json["error_status"]?.intValue)
-      {
-        turn?.retryAfter = .seconds((milliseconds / 1000).rounded(.up))
-      }
+      if let wait = message.retryAfter(now: time(nil)) { turn?.retryAfter = wait }
     case .rateLimit:
-      // The CLI also tells of limits that are far from being reached.
-      let info = message.json["rate_limit_info"]
-      if info?["status"]?.stringValue == "rejected", let reset = info?["resetsAt"]?.doubleValue {
-        turn?.retryAfter = .seconds(max(1, reset - Double(time(nil))))
-      }
+      if let wait = message.retryAfter(now: time(nil)) { turn?.retryAfter = wait }
     default: break
     }
   }
@@ -643,7 +647,7 @@ actor ClaudeProcess {
     result.usage = ClaudeUsage(json["usage"])
     result.costUSD = cost(of: json) + uncharged
     uncharged = 0
-    result.numTurns = Int(json["num_turns"]?.intValue ?? 0)
+    result.numTurns = Int(ClaudeMessage.count(json["num_turns"]))
     result.stopReason = json["stop_reason"]?.stringValue
     result.structuredOutput = json["structured_output"]
     result.permissionDenials = json["permission_denials"]?.arrayValue ?? []
@@ -673,10 +677,10 @@ actor ClaudeProcess {
   /// The total goes on over a resume, but not reliably so after a crash; the usage since the last result is
   /// exact, so the total only serves a CLI that doesn't report it.
   private func cost(of result: JSONValue) -> Double {
-    let total = result["total_cost_usd"]?.doubleValue ?? 0
+    let total = ClaudeMessage.dollars(result["total_cost_usd"])
     defer { lastTotalCost = total }
     if let usage = result["model_usage_since_last_result"]?.objectValue {
-      return usage.values.reduce(0) { $0 + ($1["costUSD"]?.doubleValue ?? 0) }
+      return usage.values.reduce(0) { $0 + ClaudeMessage.dollars($1["costUSD"]) }
     }
     guard let lastTotalCost, total >= lastTotalCost else { return total }
     return total - lastTotalCost

@@ -165,7 +165,8 @@ public actor ClaudeRunner {
       do throws(ClaudeProcess.StartError) {
         try await process.start()
         logger.debug(
-          "started a process", metadata: ["session": "\(turn.session.id)", "start": "\(start)"])
+          "Started a process",
+          metadata: ["session": "\(turn.session.id)", "turn": "\(turn.id)", "start": "\(start)"])
         // From here on the place belongs to the process, unless it is gone already.
         if session.process === process {
           placeHolders.insert(ObjectIdentifier(process))

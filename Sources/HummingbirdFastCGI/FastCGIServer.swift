@@ -64,6 +64,15 @@ where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context
       reactor.stop()
       throw error
     }
+    let pulse = configuration.onPulse.map { report in
+      Task {
+        while true {
+          await listener.pulse(since: .now, report)
+          do { try await Task.sleep(for: .seconds(1)) } catch { return }
+        }
+      }
+    }
+    defer { pulse?.cancel() }
     do {
       try await gracefulShutdown()
       await listener.drain(timeout: configuration.drainTimeout)

@@ -48,6 +48,9 @@ public struct FastCGIServerConfiguration: Sendable {
   /// Default 1 s.
   public var heartbeatInterval: Duration = .seconds(1)
 
+  /// Told once a second how long a job had to wait for that thread; on it, so it must be quick.
+  public var onPulse: (@Sendable (Duration) -> Void)?
+
   public init(address: Address) {
     self.address = address
   }

@@ -97,6 +97,11 @@ actor Listener: Reactor.Handler {
     }
   }
 
+  /// Reports how long after `start` the reactor came to this.
+  func pulse(since start: ContinuousClock.Instant, _ report: @Sendable (Duration) -> Void) {
+    report(.now - start)
+  }
+
   /// Stops accepting, and returns when the last request has been answered or the time is over; those that run
   /// still are cancelled then.
   func drain(timeout: Duration) async {

@@ -43,13 +43,23 @@ final class Connection: Sendable {
   private let role: Role
   private let queue: DatabaseQueue
   private let path: String
+  private let onCall: (@Sendable (SQLiteStoreConfiguration.Call, Duration) -> Void)?
+  /// What a call on a reader is.
+  private let reading: SQLiteStoreConfiguration.Call
   private let state = Mutex(State())
 
-  /// - Parameter queue: used by nobody else from now on.
-  init(role: Role, path: String, queue: DatabaseQueue) {
+  /// - Parameters:
+  ///   - queue: used by nobody else from now on.
+  ///   - reading: what a call on a reader is, for who is told how long it took.
+  init(
+    role: Role, queue: DatabaseQueue, configuration: SQLiteStoreConfiguration,
+    reading: SQLiteStoreConfiguration.Call = .read
+  ) {
     self.role = role
-    self.path = path
     self.queue = queue
+    self.reading = reading
+    path = configuration.path
+    onCall = configuration.onCall
   }
 
   /// Runs `body` within a transaction and returns what it returns once that is committed.
@@ -59,6 +69,8 @@ final class Connection: Sendable {
   func perform<Value: Sendable>(
     _ durability: Durability = .process, _ body: @escaping @Sendable (Database) throws -> Value
   ) async throws(SessionStoreError) -> Value {
+    let start = ContinuousClock.now
+    defer { onCall?(role == .reader ? reading : durability == .power ? .write : .append, .now - start) }
     let result: Result<Value, SessionStoreError> = await withCheckedContinuation { continuation in
       submit(
         Job(

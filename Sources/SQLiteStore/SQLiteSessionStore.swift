@@ -34,12 +34,13 @@ public final class SQLiteSessionStore: SessionStore {
     let path = configuration.path
     let queue = try DatabaseQueue(path: path, configuration: Self.options(configuration, role: .writer))
     try Self.migrate(queue, path: path)
-    writer = Connection(role: .writer, path: path, queue: queue)
+    writer = Connection(role: .writer, queue: queue, configuration: configuration)
     let readOnly = Self.options(configuration, role: .reader)
     reader = Connection(
-      role: .reader, path: path, queue: try DatabaseQueue(path: path, configuration: readOnly))
+      role: .reader, queue: try DatabaseQueue(path: path, configuration: readOnly), configuration: configuration)
     scanner = Connection(
-      role: .reader, path: path, queue: try DatabaseQueue(path: path, configuration: readOnly))
+      role: .reader, queue: try DatabaseQueue(path: path, configuration: readOnly), configuration: configuration,
+      reading: .scan)
   }
 
   /// Opens the database, or makes it, and brings its tables up to date.

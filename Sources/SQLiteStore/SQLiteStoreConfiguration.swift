@@ -10,6 +10,20 @@ public struct SQLiteStoreConfiguration: Sendable {
   /// The size in bytes over which the database file doesn't grow; operations fail with `diskFull` there. Nil for
   /// no limit but the disk's.
   public var maximumBytes: Int64?
+  /// Told of each call how long it took, waiting included. It must be quick.
+  public var onCall: (@Sendable (Call, Duration) -> Void)?
+
+  /// Which connection answers a call.
+  public enum Call: Sendable, Hashable, CaseIterable {
+    /// A change that waits for the disk.
+    case write
+    /// Events, which don't.
+    case append
+    /// A look-up by id.
+    case read
+    /// A list or a part of a log.
+    case scan
+  }
 
   public init(
     path: String, busyTimeout: Duration = .seconds(5), cacheKibibytes: Int = 1024, maximumBytes: Int64? = nil

@@ -17,8 +17,8 @@ struct ClaudeTurnRunner: TurnRunner {
       configDirectory: request.configurationDirectory)
     let turn = ClaudeTurn(
       session: session, options: options(request.options), prompt: request.turn.prompt,
-      expectsHistory: request.session.hasConversation, owner: request.session.owner ?? "",
-      allowanceUSD: request.allowanceUSD)
+      expectsHistory: request.session.hasConversation, id: request.turn.id.lowercaseString,
+      owner: request.session.owner ?? "", allowanceUSD: request.allowanceUSD)
     do throws(ClaudeFailure) {
       let result = try await runner.run(turn, onMessage: { await onMessage($0.json) })
       return TurnResult(

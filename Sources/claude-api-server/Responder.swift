@@ -3,6 +3,7 @@ import ClaudeRunner
 import Foundation
 import HummingbirdFastCGI
 import Logging
+import Monitoring
 import SQLiteStore
 import Sandbox
 import ServiceLifecycle
@@ -14,20 +15,24 @@ import Workspaces
 /// Puts the parts of the responder together and runs them.
 struct Responder {
   private let configuration: ServerConfiguration
+  private let log: LogWriter
   private let logger: Logger
 
   init(_ configuration: ServerConfiguration) {
     self.configuration = configuration
     let level = Logger.Level(rawValue: configuration.logLevel) ?? .info
+    let format = LogFormat(rawValue: configuration.logFormat) ?? .logfmt
+    let log = LogWriter(descriptor: STDERR_FILENO, format: format)
+    self.log = log
     LoggingSystem.bootstrap { label in
-      var handler = StreamLogHandler.standardError(label: label)
-      handler.logLevel = level
-      return handler
+      StructuredLogHandler(label: label, format: format, level: level, writer: log)
     }
     logger = Logger(label: "claude-api")
   }
 
   func run() async throws {
+    defer { log.flush() }
+    let metrics = ServerMetrics()
     let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
     try Workspaces.makeDirectories(configuration.stateDirectory)
     // Only now is it certain that no other responder uses this state.
@@ -37,8 +42,10 @@ struct Responder {
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
       limits: configuration.files.limits)
     let address = try address(manager)
-    let store = try await SQLiteSessionStore.open(
-      SQLiteStoreConfiguration(path: configuration.stateDirectory + "/claude-api.sqlite"))
+    let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
+    var storeConfiguration = SQLiteStoreConfiguration(path: databasePath)
+    storeConfiguration.onCall = { metrics.storeCall($0, $1) }
+    let store = try await SQLiteSessionStore.open(storeConfiguration)
     let watchdog = Watchdog(manager, store, logger)
     var runnerConfiguration = try runnerConfiguration(manager)
     let sandbox = try await Sandboxing(configuration, logger).sandbox()
@@ -58,15 +65,21 @@ struct Responder {
     let service = SessionService(
       store: store, workspaces: workspaces,
       runner: ClaudeTurnRunner(runner: runner, defaults: options),
-      limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, logger: logger)
+      limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, observer: metrics,
+      logger: logger)
+    let monitor = Monitor(
+      metrics: metrics, runner: runner, service: service, store: store, log: log, databasePath: databasePath,
+      directories: [configuration.stateDirectory, configuration.workspaceRoot],
+      minimumFreeBytes: configuration.minimumFreeDisk)
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let api = API(
       service: service, configuration: apiConfiguration, keys: keys,
-      files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)))
+      files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)),
+      status: monitor)
     let server = FastCGIServer(
       responder: api.responder(),
-      configuration: transportConfiguration(address, watchdog), logger: logger,
+      configuration: transportConfiguration(address, watchdog, metrics), logger: logger,
       onListening: {
         await runner.killStrays()
         try await workspaces.removeLeftovers()
@@ -88,7 +101,8 @@ struct Responder {
       // They are stopped from the last to the first.
       services: [
         server, StreamRevocationService(StreamRevocation(keys: keys, hub: service.hub, logger: logger)),
-        Drain(service: service, manager: manager, patience: configuration.drainTimeout, logger: logger),
+        Drain(
+          service: service, monitor: monitor, manager: manager, patience: configuration.drainTimeout, logger: logger),
       ],
       gracefulShutdownSignals: [.sigterm, .sigint],
       logger: Logger(label: "services") { _ in SwiftLogNoOpLogHandler() }
@@ -202,11 +216,12 @@ struct Responder {
   }
 
   private func transportConfiguration(
-    _ address: FastCGIServerConfiguration.Address, _ watchdog: Watchdog?
+    _ address: FastCGIServerConfiguration.Address, _ watchdog: Watchdog?, _ metrics: ServerMetrics
   ) -> FastCGIServerConfiguration {
     var transport = FastCGIServerConfiguration(address: address)
     transport.maximumBodyBytes = configuration.maximumBody
     transport.drainTimeout = Drain.requestPatience
+    transport.onPulse = { metrics.pulse($0) }
     if let watchdog {
       transport.onHeartbeat = { watchdog.beat() }
       transport.heartbeatInterval = watchdog.heartbeatInterval
@@ -224,6 +239,7 @@ private struct Drain: Service {
   private static let reserve = Duration.seconds(60)
 
   let service: SessionService
+  let monitor: Monitor
   let manager: ServiceManager
   /// How long the turns may go on.
   let patience: Duration
@@ -233,6 +249,7 @@ private struct Drain: Service {
     // They would keep the server from coming to its end.
     defer { service.endStreams() }
     try await gracefulShutdown()
+    monitor.beginDraining()
     logger.info("Stopping; running turns have \(patience) to end, what waits runs after the next start")
     do throws(ServiceManager.Failure) {
       try manager.tell(.stopping(within: patience + Self.requestPatience + Self.reserve))

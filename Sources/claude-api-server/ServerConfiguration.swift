@@ -1,4 +1,5 @@
 import Foundation
+import Monitoring
 import Sessions
 import Workspaces
 
@@ -30,7 +31,9 @@ struct ServerConfiguration: Sendable {
   var requiresKeys: Bool
   var files: Files
   var sandbox: Sandbox
+  var minimumFreeDisk: Int
   var logLevel: String
+  var logFormat: String
   /// For keys that have no own ones. That of running turns has a default elsewhere.
   var keyLimits: KeyLimits
   var maximumStreams: Int
@@ -172,6 +175,12 @@ struct ServerConfiguration: Sendable {
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "none",
       summary: "directories of control groups that are the server's to divide; delegated: that of its systemd unit")
+    static let minimumFreeDisk = Setting(
+      key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
+      summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
+    static let logFormat = Setting(
+      key: "log.format", kind: .choice(LogFormat.allCases.map(\.rawValue)), defaultText: "logfmt",
+      summary: "how a line of the log is written: logfmt or json")
     static let logLevel = Setting(
       key: "log.level", kind: .choice(["debug", "info", "notice", "warning", "error"]), defaultText: "info",
       summary: "the least level that is logged")
@@ -212,7 +221,7 @@ struct ServerConfiguration: Sendable {
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
       sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, maximumStreams, memoryReserve, logLevel,
+      sandboxGroups, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }
@@ -263,7 +272,9 @@ struct ServerConfiguration: Sendable {
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.paths(Row.sandboxGroups, settings))
+    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
+    logFormat = try settings.text(Row.logFormat) ?? "logfmt"
     maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192
     memoryReserve = try settings.integer(Row.memoryReserve) ?? 256 << 20
     keyLimits = KeyLimits([.queuedTurns: .maximum(1000), .streams: .maximum(256)])

@@ -85,16 +85,21 @@ import Testing
           let body: JSONValue? = entry.method == .get || entry.method == .delete ? nil : ["prompt": 1]
           let answer = try await fixture.send(entry.method, path, key: key?.text, body: body)
           if answer.status == 401 || answer.status == 403 { return String(answer.status) }
-          return answer.text.contains("\"session_not_found\"") ? "hidden" : "allowed"
+          // An answer to HEAD has no text; a session that is seen is answered otherwise there.
+          let isHidden = answer.text.contains("\"session_not_found\"") || entry.method == .head
+          return answer.status == 404 && isHidden ? "hidden" : "allowed"
         }
         let isOpen = entry.access == .open
         let changes = entry.access == .change
         let what = "\(entry.method) \(entry.path)"
-        #expect(try await outcome(nil) == (isOpen ? "allowed" : "401"), "\(what)")
+        // On this machine nobody needs a key for what operators look at, but who shows one must be such.
+        let isOperation = entry.access == .operation
+        let allowed = isOperation ? "403" : "allowed"
+        #expect(try await outcome(nil) == (isOpen || isOperation ? "allowed" : "401"), "\(what)")
         #expect(try await outcome(KeySecret()) == (isOpen ? "allowed" : "401"), "\(what)")
-        #expect(try await outcome(other) == (ofSession ? "hidden" : "allowed"), "\(what)")
+        #expect(try await outcome(other) == (ofSession ? "hidden" : allowed), "\(what)")
         #expect(
-          try await outcome(reader) == (ofSession ? "hidden" : changes ? "403" : "allowed"), "\(what)")
+          try await outcome(reader) == (ofSession ? "hidden" : changes ? "403" : allowed), "\(what)")
         #expect(try await outcome(boundReader) == (isBoundOut(entry) || changes ? "403" : "allowed"), "\(what)")
         #expect(
           try await outcome(boundElsewhere) == (ofSession ? "hidden" : isBoundOut(entry) ? "403" : "allowed"),
@@ -102,7 +107,7 @@ import Testing
         // Reading first: the last ones may delete the session.
         if !changes || !ofSession {
           #expect(try await outcome(bound) == (isBoundOut(entry) ? "403" : "allowed"), "\(what)")
-          #expect(try await outcome(user) == "allowed", "\(what)")
+          #expect(try await outcome(user) == allowed, "\(what)")
         }
         #expect(try await outcome(entry.method == .delete ? user : admin) == "allowed", "\(what)")
       }
@@ -111,6 +116,37 @@ import Testing
 
   private func isBoundOut(_ entry: RouteTable.Entry) -> Bool {
     !entry.path.contains("{session_id}") && entry.access != .open && entry.access != .information
+  }
+
+  /// Metrics are for this machine and for administrators; who uses how much is for the latter.
+  @Test func whoMaySeeMetrics() async throws {
+    try await withAPI { fixture in
+      func metrics(_ key: KeySecret? = nil, from address: String? = "127.0.0.1") async throws -> String {
+        let answer = try await fixture.send(.get, "/metrics", key: key?.text, from: address)
+        return answer.status == 200 ? answer.text : "\(answer.status)"
+      }
+      #expect(try await metrics() == "byKey=false\n")
+      #expect(try await metrics(from: "10.0.0.1") == "403")
+      let (user, admin) = (try await fixture.key(.user), try await fixture.key(.admin))
+      #expect(try await metrics() == "byKey=false\n")
+      #expect(try await metrics(from: "10.0.0.1") == "401")
+      #expect(try await metrics(user) == "403")
+      #expect(try await metrics(KeySecret()) == "401")
+      #expect(try await metrics(admin, from: "10.0.0.1") == "byKey=true\n")
+      #expect(try await fixture.send(.get, "/readyz", from: "10.0.0.1").status == 200)
+    }
+  }
+
+  /// The address says nothing about a client that came over somebody else's proxy.
+  @Test func aForwardedRequestIsNotOfThisMachine() async throws {
+    try await withAPI { fixture in
+      for name in ["Forwarded", "X-Forwarded-For", "Via"] {
+        let field = try #require(HTTPField.Name(name))
+        for path in ["/sessions", "/metrics"] {
+          #expect(try await fixture.send(.get, path, headers: [field: "127.0.0.1"]).status == 403, "\(name) \(path)")
+        }
+      }
+    }
   }
 
   // MARK: Tenants

@@ -73,6 +73,14 @@ struct KeyedAPI: Sendable {
   }
 }
 
+/// A server that is always well, and that says for whom it has written its metrics.
+private struct FixedStatus: ServerStatus {
+  func readiness() async -> [ReadinessCheck] { [ReadinessCheck("all")] }
+  func metrics(byKey: Bool) async -> String { "byKey=\(byKey)\n" }
+  func answered(_: HTTPRequest.Method, _: String?, status: Int, after: Duration) {}
+  func reported(problem code: String) {}
+}
+
 private final class Text: ResponseBodyWriter {
   private(set) var text = ""
   func write(_ buffer: ByteBuffer) async throws { text += String(buffer: buffer) }
@@ -87,7 +95,7 @@ func withAPI(requiresKeys: Bool = false, _ body: (KeyedAPI) async throws -> Void
       configuration.requiresKeys = requiresKeys
       let api = API(
         service: service, configuration: configuration, keys: store,
-        files: FilesAPI(service: service, workspaces: workspaces))
+        files: FilesAPI(service: service, workspaces: workspaces), status: FixedStatus())
       try await body(KeyedAPI(api: api, responder: api.responder(), store: store))
     }
     await store.close()

@@ -21,7 +21,7 @@ struct ContractTests {
   @Test func schemathesisFindsNothing() async throws {
     // Its many sessions need no process of their own at once.
     try await Stack.run(settings: ["claude-max-processes": "4", "queue-max-length": "100"]) { stack in
-      let key = try await stack.makeKey()
+      let key = try await stack.createKey("admin")
       let contract = repositoryRoot + "/Tests/EndToEndTests/Contract"
       let log = stack.directory + "/schemathesis.log"
       let exit = try await TestSupport.run(

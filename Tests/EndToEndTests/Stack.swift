@@ -81,7 +81,9 @@ final class Stack: Sendable {
         [product("demo-model"), "--port", "0", "--port-file", portFile], output: directory + "/model.log"
       ) { model in
         let modelURL = "http://127.0.0.1:\(try await content(of: portFile, by: model))"
-        return try await Nginx.with(in: directory, socket: directory + "/s/r.sock", options: nginxOptions) { nginx in
+        return try await Nginx.with(
+          in: directory, socket: directory + "/s/r.sock", options: ["--workspaces", directory + "/w"] + nginxOptions
+        ) { nginx in
           let stack = Stack(
             directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings, hasModel: hasModel,
             environment: environment(directory),
@@ -258,13 +260,13 @@ final class Stack: Sendable {
 
   // MARK: Shortcuts
 
-  /// Makes a key of an administrator, without which nothing is answered from then on.
-  func makeKey() async throws -> String {
-    let output = directory + "/key"
+  /// Makes a key of a role by the command line, beside the running responder, and returns it.
+  func createKey(_ role: String) async throws -> String {
+    let output = "\(directory)/key.\(UUID().uuidString)"
     let exit = try await TestSupport.run(
       [
-        Self.product("claude-api-server"), "keys", "create", "--state-dir", stateDirectory, "--name", "test", "--role",
-        "admin",
+        Self.product("claude-api-server"), "keys", "create", "--name", "test", "--role", role, "--state-dir",
+        stateDirectory,
       ], output: output)
     let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
     guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }

@@ -241,6 +241,10 @@ func perform(_ prompt: String) {
   case "unknown":
     emit(["type": "from_the_future", "value": 1])
     finish("after the unknown")
+  case "raw":
+    // What a tool could write into the output of the CLI: the rest of the prompt, line by line.
+    emit(text: prompt.dropFirst("fake:raw ".count) + "\n")
+    finish("after the raw lines")
   case "half":
     emit(text: #"{"type":"assist"#)
     hang(untilInterrupt: false)

@@ -2,11 +2,19 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The directory of the programs of a Python environment with tuspy; scripts/test makes it.
-private let tools = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"]
+/// The directory of the programs of a Python environment, if tuspy is in it.
+private let tools: String? = {
+  guard let programs = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_CONTRACT_TOOLS"] else { return nil }
+  let libraries = programs + "/../lib"
+  let versions = (try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? []
+  let isThere = versions.contains {
+    FileManager.default.fileExists(atPath: "\(libraries)/\($0)/site-packages/tusclient")
+  }
+  return isThere ? programs : nil
+}()
 
 /// Uploads by a client of the tus protocol that others have written.
-@Suite(.enabled(if: tools != nil, "CLAUDE_API_TEST_CONTRACT_TOOLS names no directory"))
+@Suite(.enabled(if: tools != nil, "CLAUDE_API_TEST_CONTRACT_TOOLS names no environment with tuspy"))
 struct TusClientTests {
   private static let program = """
     import sys

@@ -6,6 +6,8 @@ import TestSupport
 final class FakeResponder: Sendable {
   struct Request: Sendable {
     var parameters: [String: String] = [:]
+    /// All of them as they came, also those that came more than once.
+    var pairs: [(name: String, value: String)] = []
     var body: [UInt8] = []
   }
 
@@ -85,7 +87,9 @@ final class FakeResponder: Sendable {
       case 1:
         request = Request()
         parameters = []
-      case 4 where content.isEmpty: request.parameters = decode(parameters)
+      case 4 where content.isEmpty:
+        request.pairs = decode(parameters)
+        request.parameters = Dictionary(request.pairs.map { ($0.name, $0.value) }) { $1 }
       case 4: parameters += content
       case 5 where content.isEmpty:
         seen.withLock { $0.append(request) }
@@ -100,8 +104,8 @@ final class FakeResponder: Sendable {
   }
 }
 
-private func decode(_ bytes: [UInt8]) -> [String: String] {
-  var parameters: [String: String] = [:]
+private func decode(_ bytes: [UInt8]) -> [(name: String, value: String)] {
+  var parameters: [(name: String, value: String)] = []
   var position = 0
   func length() -> Int {
     defer { position += bytes[position] < 0x80 ? 1 : 4 }
@@ -113,7 +117,7 @@ private func decode(_ bytes: [UInt8]) -> [String: String] {
     let middle = position + nameLength
     let name = String(decoding: bytes[position..<middle], as: UTF8.self)
     position = middle + valueLength
-    parameters[name] = String(decoding: bytes[middle..<position], as: UTF8.self)
+    parameters.append((name, String(decoding: bytes[middle..<position], as: UTF8.self)))
   }
   return parameters
 }

@@ -93,6 +93,11 @@ import Testing
     Case(
       name: "no responder", request: request("GET / HTTP/1.1"), status: 502, code: "responder_unavailable"),
     Case(
+      name: "no responder, large upload",
+      request: request(
+        "PUT /sessions/00000000-0000-0000-0000-000000000000/files/x HTTP/1.1", "Content-Length: 17000000")
+        + String(repeating: "a", count: 17_000_000), status: 502, code: "responder_unavailable"),
+    Case(
       name: "no responder, unknown method", request: request("BREW / HTTP/1.1"), status: 502,
       code: "responder_unavailable"),
     Case(

@@ -92,6 +92,7 @@ struct DocumentationPage {
       case .information: "any key"
       case .read: "reads"
       case .change: "changes"
+      case .operation: "a key with the role admin, or this machine"
       }
     var html = """
       <details id="\(operation.id)">

@@ -111,6 +111,21 @@ extension Operation {
             example: ["status": "ok", "version": "1.0.0"]))
       ]),
     Operation(
+      .get, "/readyz", "getReadiness", .server,
+      answers: [
+        Answer(
+          200, "It can.",
+          .json(
+            .object(nil, [.required("status", .constant("ready")), .required("checks", Schemas.checks)]),
+            example: ["status": "ready", "checks": [["name": "store", "ok": true]]]))
+      ],
+      problems: [.notReady]),
+    Operation(
+      .get, "/metrics", "getMetrics", .server,
+      "For clients on the server's own machine, and for keys with the role admin.",
+      answers: [Answer(200, "The metrics.", Content("text/plain; version=0.0.4; charset=utf-8", .string()))],
+      problems: [.adminKeyNeeded]),
+    Operation(
       .get, "/usage", "getUsage", .server, "A key sees its own; an administrator's sees any, and `all`.",
       query: [
         Parameter("key", .string("The id of a key, or `all`.", length: 1...200), example: "all")

@@ -11,6 +11,7 @@ import Synchronization
 /// Writes down what the agent says during one turn, and shows it after that.
 final class TurnRecorder: Sendable {
   private let session: UUID
+  private let turn: UUID
   private let mapper: Mutex<EventMapper>
   private let store: any SessionStore
   private let hub: EventHub
@@ -19,6 +20,7 @@ final class TurnRecorder: Sendable {
 
   init(_ turn: Turn, store: any SessionStore, hub: EventHub, patience: Duration, logger: Logger) {
     session = turn.sessionID
+    self.turn = turn.id
     mapper = Mutex(EventMapper(turnID: turn.id))
     self.store = store
     self.hub = hub
@@ -51,7 +53,10 @@ final class TurnRecorder: Sendable {
     } catch {
       logger.error(
         "Events could not be stored",
-        metadata: ["session": "\(session.lowercaseString)", "events": "\(events.count)", "error": "\(error)"])
+        metadata: [
+          "session": "\(session.lowercaseString)", "turn": "\(turn.lowercaseString)", "events": "\(events.count)",
+          "error": "\(error)",
+        ])
     }
   }
 }

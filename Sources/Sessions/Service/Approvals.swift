@@ -124,7 +124,7 @@ actor ApprovalDesk {
       hub.publish(try await store.addApproval(approval, events: Self.requested(approval, request)))
     } catch {
       pending[approval.id] = nil
-      logger.error("An approval could not be stored", metadata: ["error": "\(error)"])
+      logger.error("An approval could not be stored", metadata: turn.logMetadata(with: error))
       let answer = PermissionAnswer.deny(message: "The server could not ask for permission.")
       _ = await runner.answerPermission(requestID, of: session, answer)
       return
@@ -155,7 +155,9 @@ actor ApprovalDesk {
       }
       let isAnswered = await runner.answerPermission(
         approval.cliRequestID, of: approval.sessionID, Self.answer(verdict, rules))
-      if !isAnswered { logger.debug("A decision came when its question had been withdrawn") }
+      if !isAnswered {
+        logger.debug("A decision came when its question had been withdrawn", metadata: Self.metadata(approval))
+      }
     }
     return (resolution, rules)
   }
@@ -176,7 +178,8 @@ actor ApprovalDesk {
       _ = try await resolve(approval, ApprovalDecision(state: .void, resolvedAt: .now()))
     } catch {
       // The end of the turn makes it void in the store all the same.
-      logger.warning("An approval could not be made void", metadata: ["error": "\(error)"])
+      logger.warning(
+        "An approval could not be made void", metadata: Self.metadata(approval).merging(["error": "\(error)"]) { $1 })
     }
     pending.removeValue(forKey: approval.id)?.timer?.cancel()
   }
@@ -188,7 +191,9 @@ actor ApprovalDesk {
         approval, ApprovalDecision(state: .expired, resolvedAt: .now(), message: message))
       guard case .resolved = resolution else { return }
     } catch {
-      logger.error("The end of an approval's time could not be stored", metadata: ["error": "\(error)"])
+      logger.error(
+        "The end of an approval's time could not be stored",
+        metadata: Self.metadata(approval).merging(["error": "\(error)"]) { $1 })
     }
     _ = await runner.answerPermission(approval.cliRequestID, of: approval.sessionID, .deny(message: message))
   }
@@ -214,8 +219,16 @@ actor ApprovalDesk {
     do throws(SessionStoreError) {
       hub.publish(try await store.appendEvents(events, to: session))
     } catch {
-      logger.error("Events could not be stored", metadata: ["error": "\(error)"])
+      logger.error(
+        "Events could not be stored", metadata: ["session": "\(session.lowercaseString)", "error": "\(error)"])
     }
+  }
+
+  private static func metadata(_ approval: Approval) -> Logger.Metadata {
+    [
+      "session": "\(approval.sessionID.lowercaseString)", "turn": "\(approval.turnID.lowercaseString)",
+      "approval": "\(approval.id.lowercaseString)",
+    ]
   }
 
   // MARK: Rules

@@ -45,7 +45,7 @@ extension SessionService {
       let event = NewEvent("user.interrupt", turn: turn.id, at: .now())
       hub.publish(try await store.appendEvents([event], to: id))
     } catch {
-      logger.warning("An interrupt could not be written to the log", metadata: ["error": "\(error)"])
+      logger.warning("An interrupt could not be written to the log", metadata: turn.logMetadata(with: error))
     }
     // More than once, as the turn may not have reached the runner yet.
     while work[id]?.running?.id == turn.id {
@@ -106,7 +106,9 @@ extension SessionService {
       }
     } catch {
       // It holds for the rest of the turn; after that the agent asks again.
-      logger.warning("A decision could not be remembered", metadata: ["error": "\(error)"])
+      logger.warning(
+        "A decision could not be remembered",
+        metadata: ["session": "\(id.lowercaseString)", "error": "\(error)"])
     }
   }
 

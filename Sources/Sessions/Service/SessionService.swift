@@ -1,5 +1,6 @@
 import JSONSupport
 public import Logging
+import Synchronization
 public import Workspaces
 
 #if canImport(FoundationEssentials)
@@ -111,6 +112,7 @@ public actor SessionService {
   let workspaces: Workspaces
   let runner: any TurnRunner
   let configuration: SessionServiceConfiguration
+  let observer: (any TurnObserver)?
   let logger: Logger
   let cache = SessionCache()
   let approvalDesk: ApprovalDesk
@@ -139,7 +141,8 @@ public actor SessionService {
   public init(
     store: any SessionStore, workspaces: Workspaces, runner: any TurnRunner, hub: EventHub = EventHub(),
     limits: KeyLimitPolicy = KeyLimitPolicy(),
-    configuration: SessionServiceConfiguration = SessionServiceConfiguration(), logger: Logger
+    configuration: SessionServiceConfiguration = SessionServiceConfiguration(),
+    observer: (any TurnObserver)? = nil, logger: Logger
   ) {
     self.limits = limits
     streams = StreamPlaces(maximum: configuration.maximumStreams)
@@ -152,6 +155,7 @@ public actor SessionService {
       runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval)
     self.runner = runner
     self.configuration = configuration
+    self.observer = observer
     self.logger = logger
     approvalDesk = ApprovalDesk(
       store: store, runner: runner, hub: hub, timeout: configuration.approvalTimeout, logger: logger)
@@ -493,6 +497,7 @@ public actor SessionService {
     do throws(SessionStoreError) {
       let change = try await store.finishTurn(id, outcome, events: [EventLog.ended(turn, outcome)])
       hub.publish(change.events)
+      noteEnd(change.turn)
       resumeWaiters(id, .success(change.turn))
       return change.turn
     } catch {
@@ -686,10 +691,13 @@ public actor SessionService {
       allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) })
     let recorder = TurnRecorder(
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
+    noteStart(turn)
+    let firstWord = FirstWord(turn, observer)
     let outcome: TurnOutcome
     do throws(TurnRunFailure) {
       outcome = TurnOutcome(
         try await runner.run(request) { [approvalDesk] message in
+          firstWord.listen(message)
           if ApprovalDesk.concerns(message) {
             await approvalDesk.receive(message, turn)
           } else {
@@ -730,15 +738,43 @@ public actor SessionService {
       }
       cache.touch(turn.sessionID, at: outcome.finishedAt)
       hub.publish(change.events)
+      noteEnd(change.turn)
       if outcome.state == .completed { await noteConversation(turn.sessionID) }
       return .success(change.turn)
     } catch {
       if work[turn.sessionID]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
       logger.error(
         "The end of a turn could not be stored",
-        metadata: ["turn": "\(turn.id.lowercaseString)", "error": "\(error)"])
+        metadata: turn.logMetadata(with: error))
       return .failure(SessionServiceError(error))
     }
+  }
+
+  // MARK: What operators see
+
+  /// Turns that run and turns that wait, of all sessions.
+  public var load: (running: Int, queued: Int) {
+    work.values.reduce(into: (running: 0, queued: 0)) { load, work in
+      load.queued += work.queue.count
+      if work.running != nil { load.running += 1 }
+    }
+  }
+
+  private func noteStart(_ turn: Turn) {
+    logger.debug("Turn started", metadata: turn.logMetadata)
+    observer?.turnStarted(turn, waited: (turn.startedAt ?? .now()).duration(since: turn.createdAt))
+  }
+
+  private func noteEnd(_ turn: Turn) {
+    observer?.turnEnded(turn)
+    var metadata = turn.logMetadata
+    metadata["state"] = "\(turn.state.rawValue)"
+    if let failure = turn.failure { metadata["code"] = "\(failure.code)" }
+    if let startedAt = turn.startedAt, let finishedAt = turn.finishedAt {
+      metadata["queue_ms"] = "\(Int64(startedAt.duration(since: turn.createdAt) / .milliseconds(1)))"
+      metadata["ms"] = "\(Int64(finishedAt.duration(since: startedAt) / .milliseconds(1)))"
+    }
+    logger.info("Turn ended", metadata: metadata)
   }
 
   // MARK: Events
@@ -819,6 +855,39 @@ public actor SessionService {
     } catch {
       throw .workspace("\(error)")
     }
+  }
+}
+
+extension Turn {
+  /// What each line of the log about a turn says of it; never what was said in it.
+  var logMetadata: Logger.Metadata {
+    ["session": "\(sessionID.lowercaseString)", "turn": "\(id.lowercaseString)", "key": "\(owner ?? "-")"]
+  }
+
+  func logMetadata(with error: SessionStoreError) -> Logger.Metadata {
+    logMetadata.merging(["error": "\(error)"]) { $1 }
+  }
+}
+
+/// Notices when the agent speaks for the first time in a turn.
+private final class FirstWord: Sendable {
+  private let turn: Turn
+  private let observer: (any TurnObserver)?
+  private let start = ContinuousClock.now
+  private let isOver = Atomic(false)
+
+  init(_ turn: Turn, _ observer: (any TurnObserver)?) {
+    self.turn = turn
+    self.observer = observer
+  }
+
+  func listen(_ message: JSONValue) {
+    guard let observer, !isOver.load(ordering: .relaxed) else { return }
+    switch message["type"]?.stringValue {
+    case "assistant", "stream_event": break
+    default: return
+    }
+    if !isOver.exchange(true, ordering: .relaxed) { observer.turnSpoke(turn, after: .now - start) }
   }
 }
 

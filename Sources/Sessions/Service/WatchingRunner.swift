@@ -12,7 +12,7 @@ public import Workspaces
 ///
 /// The workspace is looked at when a turn begins, now and then while it runs, and when it has ended. Looks and not
 /// the kernel's notifications: they tell the same for any number of folders, leave nothing open that could run out,
-/// and what was made and removed in between costs nothing. The pauses are at least ten times as long as a look.
+/// and what was made and removed in between costs nothing. The pauses are at least twenty times as long as a look.
 public struct WatchingRunner: TurnRunner {
   private let base: any TurnRunner
   private let workspaces: Workspaces
@@ -135,7 +135,7 @@ private actor WorkspaceWatch {
         excess = workspaces.excess(of: usage)
         if excess != nil { return true }
       }
-      pause = max(left > 0 ? interval : max(interval, Self.longPause), (ContinuousClock.now - begin) * 10)
+      pause = max(left > 0 ? interval : max(interval, Self.longPause), (ContinuousClock.now - begin) * 20)
     }
   }
 
