@@ -98,7 +98,9 @@ struct BodyFields {
     switch members[name] {
     case nil, .null: return nil
     case .int(let value): return value
-    case .double: throw invalid(name, "must be a whole number")
+    case .double(let value):
+      guard let whole = Int64(exactly: value) else { throw invalid(name, "must be a whole number") }
+      return whole
     case let other?: throw invalid(name, "must be a number, not \(other.kind)")
     }
   }

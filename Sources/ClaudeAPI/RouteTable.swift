@@ -42,7 +42,8 @@ struct RouteTable {
 
   /// Who may use the route with this template.
   func access(_ method: HTTPRequest.Method, _ path: String) -> Access? {
-    accesses[path]?[method == .head ? .get : method]
+    // A HEAD that has no route of its own is made from GET.
+    accesses[path]?[method] ?? (method == .head ? accesses[path]?[.get] : nil)
   }
 
   private static func matches(_ template: String, _ segments: [Substring]) -> Bool {

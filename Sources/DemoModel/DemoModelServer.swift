@@ -1,4 +1,3 @@
-import Glibc
 import HTTPTypes
 public import Hummingbird
 import JSONSupport
@@ -20,8 +19,8 @@ import NIOCore
 /// - `[[chunks N delay 100ms]]`: the text in N pieces, with a pause before each one.
 /// - `[[delay 2s]]`: a pause before the first byte.
 /// - `[[usage in 100 out 50]]`: report these tokens.
-/// - `[[error STATUS retry-after SECONDS reset SECONDS times N]]`: fail; `retry-after`, `reset` (the end of a
-///   subscriber's limit) and `times` may be left out, and without `times` it fails always.
+/// - `[[error STATUS retry-after SECONDS times N]]`: fail; `retry-after` and `times` may be left out, and
+///   without `times` it fails always.
 /// - `[[hang times N]]`: never answer; `[[stall times N]]`: start to and fall silent; `[[cut times N]]`: start to
 ///   and break the connection. `times` may be left out.
 ///
@@ -71,8 +70,8 @@ public struct DemoModelServer: Sendable {
       let step = script.step(after: message.answersInTurn)
       let fault = await state.fault(of: step, in: message)
       try await Task.sleep(for: fault == .hang ? Self.silence : step.delay)
-      if case .error(let status, let retryAfter, let reset) = fault {
-        return Self.errorResponse(status: status, message: "scripted failure", retryAfter: retryAfter, reset: reset)
+      if case .error(let status, let retryAfter) = fault {
+        return Self.errorResponse(status: status, message: "scripted failure", retryAfter: retryAfter)
       }
       let reply = Reply(to: message, step: step, serial: serial)
       return deliver(reply, step: step, fault: fault, isStreaming: message.isStreaming)
@@ -140,19 +139,9 @@ public struct DemoModelServer: Sendable {
       status: status, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: value.encoded())))
   }
 
-  static func errorResponse(
-    status: Int, message: String, retryAfter: Int? = nil, reset: Int? = nil
-  ) -> Response {
+  static func errorResponse(status: Int, message: String, retryAfter: Int? = nil) -> Response {
     var headers: HTTPFields = [:]
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
-    if let reset {
-      let limit = "anthropic-ratelimit-unified-"
-      for (name, value) in [
-        ("status", "rejected"), ("reset", String(time(nil) + reset)), ("representative-claim", "five_hour"),
-      ] {
-        if let field = HTTPField.Name(limit + name) { headers[field] = value }
-      }
-    }
     return jsonResponse(
       ["type": "error", "error": ["type": .string(errorType(status)), "message": .string(message)]],
       status: HTTPResponse.Status(code: status), headers: headers)

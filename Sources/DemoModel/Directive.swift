@@ -32,8 +32,6 @@ struct ErrorDirective: Hashable, Sendable {
   var status: Int
   /// Seconds for the `Retry-After` header.
   var retryAfter: Int?
-  /// Seconds until the limit is over, for the header fields in which the API tells the end of a subscriber's limit.
-  var reset: Int?
   /// How often to fail before answering; nil is always.
   var times: Int?
 }
@@ -150,12 +148,11 @@ extension Directive {
     case "error":
       let retryAfter = try number("retry-after")
       let times = try number("times")
-      let reset = try number("reset")
       guard let status = words.first.flatMap({ Int($0) }), (400...599).contains(status) else {
         throw failure("needs a status from 400 to 599")
       }
       words.removeFirst()
-      return try finish(.error(ErrorDirective(status: status, retryAfter: retryAfter, reset: reset, times: times)))
+      return try finish(.error(ErrorDirective(status: status, retryAfter: retryAfter, times: times)))
     case "chunks":
       var delay = Duration.zero
       if let index = words.firstIndex(of: "delay") {

@@ -14,7 +14,7 @@ struct Step: Hashable, Sendable {
 
   /// A way not to answer properly.
   enum Fault: Hashable, Sendable {
-    case error(status: Int, retryAfter: Int?, reset: Int?)
+    case error(status: Int, retryAfter: Int?)
     case hang
     case stall
     case cut
@@ -41,9 +41,7 @@ struct Step: Hashable, Sendable {
       case .chunks(let count, let delay): (chunkCount, chunkDelay) = (count, delay)
       case .delay(let delay): self.delay = delay
       case .error(let error):
-        (fault, faultTimes) = (
-          .error(status: error.status, retryAfter: error.retryAfter, reset: error.reset), error.times
-        )
+        (fault, faultTimes) = (.error(status: error.status, retryAfter: error.retryAfter), error.times)
       case .hang(let times): (fault, faultTimes) = (.hang, times)
       case .stall(let times): (fault, faultTimes) = (.stall, times)
       case .cut(let times): (fault, faultTimes) = (.cut, times)

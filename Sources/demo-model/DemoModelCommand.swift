@@ -21,7 +21,7 @@ struct DemoModelCommand: AsyncParsableCommand {
         [[chunks N delay 100ms]]          answer in N pieces, with pauses
         [[delay 2s]]                      wait before answering
         [[usage in 100 out 50]]           report these tokens
-        [[error STATUS retry-after S reset S times N]]
+        [[error STATUS retry-after S times N]]
                                           fail (400...599), N times or always
         [[hang times N]]                  never answer
         [[stall times N]]                 start to answer and fall silent

@@ -343,7 +343,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
       ClaudeTurn(session: session, options: options, prompt: "fake:structured"))
     #expect(result.structuredOutput == ["a": 1])
     let failure = await failing {
-      try await fixture.runner.run(ClaudeTurn(session: session, options: options, prompt: "x"))
+      try await fixture.runner.run(ClaudeTurn(session: session, options: options, prompt: "fake:say 3"))
     }
     #expect(failure?.code == .structuredOutputMissing)
     #expect(try await fixture.end() == [])

@@ -308,7 +308,7 @@ import Testing
       let id = try #require(try created.json["session"]?["id"]?.stringValue)
       let answer = try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:structured"])
       #expect(try answer.json["structured_output"] == ["a": 1])
-      let missing = try await stack.post("/sessions/\(id)/messages", ["prompt": "plain"])
+      let missing = try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:say 3"])
       #expect(missing.status == 502)
       #expect(try missing.json["code"] == "structured_output_missing")
       let plain = try await stack.post("/sessions/\(id)/messages", ["prompt": "plain", "output_schema": nil])

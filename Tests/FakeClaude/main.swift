@@ -412,7 +412,7 @@ while let message = readMessage() {
     } else {
       let text = "\(prompts.count): " + prompts.joined(separator: " | ")
       say(text)
-      finish(text)
+      finish(text, flag("json-schema") == nil ? [:] : ["structured_output": [:]])
     }
   default: break
   }

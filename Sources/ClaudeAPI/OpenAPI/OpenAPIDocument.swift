@@ -85,6 +85,8 @@ struct OpenAPIDocument {
     ]
     if !operation.description.isEmpty { json["description"] = .string(operation.description) }
     if route.entry.access == .open { json["security"] = [] }
+    // Clients on the same machine need no key.
+    if route.entry.access == .operation { json["security"] = [["bearer": []], ["apiKey": []], [:]] }
     let parameters =
       operation.query.map { Self.parameter($0, in: "query") }
       + operation.headers.map { Self.parameter($0, in: "header") }

@@ -112,7 +112,7 @@ extension Operation {
               "multipart/form-data",
               .object(
                 nil, [.required("file", .string("A file with its filename; there may be several.", format: "binary"))],
-                others: .of(.string(format: "binary"))))
+                others: .nothing))
           ], isRequired: true),
         answers: [
           Answer(

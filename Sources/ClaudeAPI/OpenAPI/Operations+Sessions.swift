@@ -81,11 +81,14 @@ extension Operation {
             .object(
               nil,
               [
+                .optional(
+                  "initial_prompt",
+                  .string("The first message; empty is none.", pattern: #"^([^\x00]*\S[^\x00]*)?$"#)),
                 .optional("session_name", name),
                 .optional(
                   "archive",
                   .string("A tar (also gz, xz, zst) or zip archive, sent with a filename.", format: "binary")),
-              ], others: .anything)),
+              ], others: .nothing)),
         ], isRequired: true),
       answers: [
         Answer(
