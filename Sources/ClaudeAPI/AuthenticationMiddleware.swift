@@ -37,7 +37,7 @@ struct AuthenticationMiddleware: RouterMiddleware {
       }
       response = try await Principal.$current.withValue(principal) { try await next(request, context) }
     } catch let problem as Problem {
-      status?.reported(problem: problem.code.rawValue)
+      status?.reported(problem: problem.code)
       response = problem.response
     }
     Self.log(

@@ -25,7 +25,6 @@ enum Schemas {
       .optional("approval", .reference("Approval", "What was decided, with `approval_resolved`.")),
       .optional("limit", .reference("Limit", "The limit of a key that was reached.")),
       .optional("turn_id", .uuid("The turn that was accepted all the same, with `shutting_down`.")),
-      .optional("checks", checks),
       .optional("instance", .string("Names the request; nginx's own problems have it.")),
     ])
 
