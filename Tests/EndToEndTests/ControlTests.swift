@@ -95,7 +95,7 @@ import Testing
 
   @Test func retriesThatRaceRunAPromptOnce() async throws {
     try await Stack.run { stack in
-      let headers: HTTPHeaders = ["Idempotency-Key": "the same"]
+      let headers: HTTPHeaders = ["Idempotency-Key": "the-same"]
       let created = try await withThrowingTaskGroup(of: JSONValue?.self) { group in
         for _ in 0..<12 {
           group.addTask {
