@@ -112,7 +112,13 @@ public struct FilesAPI: Sendable {
   private func tags(_ field: String?, weak: Bool) throws(Problem) -> [String]? {
     guard let field else { return nil }
     var tags: [String] = []
-    for part in field.split(separator: ",") {
+    // A comma in quotes belongs to a tag.
+    var isQuoted = false
+    let parts = field.split { character in
+      if character == "\"" { isQuoted.toggle() }
+      return character == "," && !isQuoted
+    }
+    for part in parts {
       let tag = part.trimmed
       if tag == "*" { return [] }
       let isWeak = tag.hasPrefix("W/")

@@ -84,9 +84,12 @@ struct OpenAPIDocument {
       "tags": [.string(operation.tag.rawValue)],
     ]
     if !operation.description.isEmpty { json["description"] = .string(operation.description) }
-    if route.entry.access == .open { json["security"] = [] }
-    // Clients on the same machine need no key.
-    if route.entry.access == .operation { json["security"] = [["bearer": []], ["apiKey": []], [:]] }
+    switch route.entry.access {
+    case .open: json["security"] = []
+    // On the server's own machine without a key, too.
+    case .operation: json["security"] = [[:], ["bearer": []], ["apiKey": []]]
+    case .information, .read, .change: break
+    }
     let parameters =
       operation.query.map { Self.parameter($0, in: "query") }
       + operation.headers.map { Self.parameter($0, in: "header") }

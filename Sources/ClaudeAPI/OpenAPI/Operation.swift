@@ -149,9 +149,14 @@ struct Content: Sendable {
 
   static let eventStream = Content(
     "text/event-stream",
-    .string(
-      "Entries with `id` (the event's number), `event` (its type) and `data` (the event as JSON); previews and "
-        + "comments have no `id`."))
+    .object(
+      "What each entry has. Between them are comments.",
+      [
+        .optional("id", .string("The event's number. Previews have none.")),
+        .optional("event", .string("The event's type.")),
+        .optional("data", .string("The event as JSON.")),
+        .optional("retry", .anything("Milliseconds, at the beginning.")),
+      ], others: .anything))
 }
 
 /// What a request may bring.

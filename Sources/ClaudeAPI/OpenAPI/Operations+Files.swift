@@ -111,7 +111,7 @@ extension Operation {
             Content(
               "multipart/form-data",
               .object(
-                nil, [.required("file", .string("A file with its filename; there may be several.", format: "binary"))],
+                nil, [.optional("file", .string("A file with its filename; there may be several.", format: "binary"))],
                 others: .nothing))
           ], isRequired: true),
         answers: [

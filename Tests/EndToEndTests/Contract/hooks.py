@@ -29,7 +29,8 @@ def zip_archive() -> bytes:
 schemathesis.openapi.media_type("application/gzip", st.just(tar_archive("w:gz")))
 schemathesis.openapi.media_type("application/x-tar", st.just(tar_archive("w")))
 schemathesis.openapi.media_type("application/zip", st.just(zip_archive()))
-schemathesis.openapi.media_type("application/offset+octet-stream", st.binary(max_size=64))
+for media_type in ("application/octet-stream", "application/offset+octet-stream"):
+    schemathesis.openapi.media_type(media_type, st.binary(max_size=64))
 
 # Paths in Base64, of names that every file system takes.
 schemathesis.openapi.format(
@@ -44,7 +45,11 @@ schemathesis.openapi.format("git-reference", st.sampled_from(["main", "v1.0"]))
 
 @schemathesis.hook
 def before_call(context, case, **kwargs):
-    """Keys and digests belong to their bodies."""
+    """What belongs together: keys and digests to their bodies, a limit to a page, an archive to its format."""
+    if case.query and case.query.get("stream") in (True, "true"):
+        case.query.pop("limit", None)
+    if isinstance(case.body, dict) and "archive" in case.body and not isinstance(case.body["archive"], str):
+        case.body["archive"] = tar_archive("w:gz")
     if not case.headers:
         return
     body = case.body if isinstance(case.body, bytes) else repr(case.body).encode()
