@@ -31,7 +31,7 @@ import Testing
       #expect(
         try await server.send("DELETE", server.base + "/files/none", Self.browser).problemCode == "file_not_found")
       #expect(
-        try await server.send("GET", server.base + "/usage?x", Self.browser)["content-type"] == ["application/json"])
+        try await server.send("GET", server.base + "/usage", Self.browser)["content-type"] == ["application/json"])
     }
   }
 

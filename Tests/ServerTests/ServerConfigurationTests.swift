@@ -114,7 +114,7 @@ import Workspaces
     #expect(given.sandbox.controlGroups == .directories(["/a", "/b"]))
     #expect(await message(["--sandbox-control-groups=a"]).contains("sandbox.control-groups"))
     #expect(try await configuration(["--sandbox-network=model-only"]).sandbox.network == .modelOnly)
-    #expect(await message(["--sandbox-network=closed"]).contains("sandbox.network"))
+    #expect(await message(["--sandbox-network=closed"]).contains("--sandbox-network"))
   }
 
   @Test func sumsTheLogOfTheModel() async throws {

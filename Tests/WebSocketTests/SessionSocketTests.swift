@@ -56,11 +56,12 @@ import WebSockets
         try await quiet.messages(until: isType("turn.completed")).map { $0["type"] }
           == ["agent.message", "turn.completed"])
       for (query, code) in [
-        ("?after=99", "unknown_cursor"), ("?after=x", "invalid_parameter"), ("?types=", "invalid_parameter"),
+        ("?after=x", "invalid_parameter"), ("?types=", "invalid_parameter"),
         ("?deltas=2", "invalid_parameter"), ("?limit=3", "unknown_parameter"), ("?key=x", "unknown_parameter"),
       ] {
         #expect(try await server.refusal(id, query) == "400 \(code)")
       }
+      #expect(try await server.refusal(id, "?after=99") == "409 unknown_cursor")
       #expect(try await server.refusal(id, headers: ["Last-Event-ID": "x"]) == "400 invalid_cursor")
     }
   }
@@ -138,8 +139,8 @@ import WebSockets
 
   @Test func aClientThatIsSilentIsPingedAndAtLastGivenUp() async throws {
     try await SessionServer.run(transport: { transport in
-      transport.pingInterval = .milliseconds(20)
-      transport.idleTimeout = .milliseconds(300)
+      transport.pingInterval = .milliseconds(50)
+      transport.idleTimeout = .seconds(2)
     }) { server in
       let id = try await server.newSession()
       let living = try await server.open(id)
@@ -359,7 +360,7 @@ import WebSockets
       let late = try await server.open(id, "?after=99999")
       try await late.send(["type": "authenticate", "key": .string(user.text)])
       #expect(try await late.next()["problem"]?["code"] == "unknown_cursor")
-      #expect(try await late.end() == 4400)
+      #expect(try await late.end() == 4409)
     }
   }
 
