@@ -237,9 +237,9 @@ struct RealCLITests {
   @Test func anAllowanceBoundsATurnAndNotTheConversation() async throws {
     try await withFixture { fixture in
       let session = try fixture.session()
-      func turn(_ prompt: String, _ allowance: Double?) -> ClaudeTurn {
+      func turn(_ prompt: String, _ allowance: Double?, of other: ClaudeSession? = nil) -> ClaudeTurn {
         ClaudeTurn(
-          session: session, prompt: prompt + " [[usage in 1000 out 10000]]", expectsHistory: allowance != nil,
+          session: other ?? session, prompt: prompt + " [[usage in 1000 out 10000]]", expectsHistory: allowance != nil && other == nil,
           allowanceUSD: allowance)
       }
       let first = try await fixture.runner.run(turn("one", nil))
@@ -251,7 +251,8 @@ struct RealCLITests {
       #expect(third.startedProcess)
       let fourth = try await fixture.runner.run(turn("four", first.costUSD * 2.5))
       #expect(!fourth.startedProcess)
-      let failure = await failing { try await fixture.runner.run(turn("five", first.costUSD * 0.5)) }
+      let other = try fixture.session()
+      let failure = await failing { try await fixture.runner.run(turn("five", first.costUSD * 0.5, of: other)) }
       #expect(failure?.code == .budgetExhausted && failure?.message.contains("/usage") == true)
     }
   }
