@@ -38,7 +38,7 @@ import Testing
       let other = try await stack.createSession()
       let first = Task { try await message(stack, id, "fake:partial", key: "k1") }
       try await waitUntil { try await turns(stack, id).contains { $0["state"] == "running" } }
-      let second = Task { try await message(stack, id, "second", key: "k2") }
+      let second = Task { try await message(stack, id, "secundus", key: "k2") }
       try await waitUntil { try await turns(stack, id).count == 2 }
       await stack.responder?.signal(SIGTERM)
       // The one that waits hears it at once, while the running one goes on.
@@ -60,15 +60,15 @@ import Testing
       #expect(try created.json["turn"]?["state"] == "queued")
       #expect(try created.json["turn"]?["prompt"] == "hello")
       // No prompt is in the log.
-      #expect(!stack.responderLog.contains("second"))
+      #expect(!stack.responderLog.contains("secundus"))
       // The running turn comes to its end, and with it the responder.
       #expect(try await stack.post("/sessions/\(id)/interrupt", [:]).status == 200)
       #expect(try await first.value.status == 409)
       #expect(await stack.stopResponder() == .status(0))
       try await stack.startResponder()
       // A repetition joins what was accepted.
-      let again = try await message(stack, id, "second", key: "k2")
-      #expect(try again.json["response"] == "2: fake:partial | second")
+      let again = try await message(stack, id, "secundus", key: "k2")
+      #expect(try again.json["response"] == "2: fake:partial | secundus")
       #expect(try await stack.get(location + "?wait=10s").json["state"] == "completed")
       #expect(try await message(stack, other, "late", key: "k3").json["response"] == "1: late")
       try await waitUntil { try await turns(stack, other).map { $0["state"] } == ["completed", "completed"] }
