@@ -239,7 +239,8 @@ struct RealCLITests {
       let session = try fixture.session()
       func turn(_ prompt: String, _ allowance: Double?, of other: ClaudeSession? = nil) -> ClaudeTurn {
         ClaudeTurn(
-          session: other ?? session, prompt: prompt + " [[usage in 1000 out 10000]]", expectsHistory: allowance != nil && other == nil,
+          session: other ?? session, prompt: prompt + " [[usage in 1000 out 10000]]",
+          expectsHistory: allowance != nil && other == nil,
           allowanceUSD: allowance)
       }
       let first = try await fixture.runner.run(turn("one", nil))
