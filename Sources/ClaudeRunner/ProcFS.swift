@@ -6,6 +6,8 @@ enum ProcFS {
     var isZombie: Bool
     var parent: pid_t
     var session: pid_t
+    /// Its environment has nothing in it, rather than being out of sight while it starts a program.
+    var hasEmptyEnvironment: Bool
   }
 
   static func bytes(_ path: String, limit: Int = 4 << 20) -> [UInt8] {
@@ -45,9 +47,15 @@ enum ProcFS {
     let stat = text("/proc/\(pid)/stat")
     guard let end = stat.lastIndex(of: ")") else { return nil }
     let fields = stat[end...].split(separator: " ").dropFirst()
-    let values = Array(fields.prefix(4))
-    guard values.count == 4, let parent = pid_t(values[1]), let session = pid_t(values[3]) else { return nil }
-    return Status(isZombie: values[0] == "Z", parent: parent, session: session)
+    let values = Array(fields.prefix(49))
+    guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]) else { return nil }
+    // A thread of the kernel has no memory, and the start of the code says 1 where one may not look. `execve` gives a
+    // process new memory first and tells later where in it the environment is.
+    let (memory, code, environment) = (values[20], values[23], (start: values[47], end: values[48]))
+    return Status(
+      isZombie: values[0] == "Z", parent: parent, session: session,
+      hasEmptyEnvironment: memory == "0" || code == "1"
+        || (environment.end != "0" && environment.start == environment.end))
   }
 
   static func owner(of pid: pid_t) -> uid_t? {

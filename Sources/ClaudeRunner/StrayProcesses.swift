@@ -34,14 +34,14 @@ struct StrayProcesses: Sendable {
   private func killNow() -> Int {
     var killed: Set<pid_t> = []
     for round in 0..<100 {
-      let found = find()
-      guard !found.isEmpty else { break }
+      let (found, undecided) = look()
+      guard !found.isEmpty || undecided else { break }
       for pid in found {
         let pidfd = clinux_pidfd_open(pid)
         guard pidfd >= 0 else { continue }
         defer { close(pidfd) }
         // Looked at once more: until now the number could have passed to another process.
-        guard isMarked(pid) else { continue }
+        guard isMarked(ProcFS.bytes("/proc/\(pid)/environ")) else { continue }
         if clinux_pidfd_send_signal(pidfd, SIGKILL) == 0 { killed.insert(pid) }
       }
       usleep(round < 5 ? 1000 : 20_000)
@@ -50,16 +50,29 @@ struct StrayProcesses: Sendable {
     return killed.count
   }
 
-  func find() -> [pid_t] {
+  func find() -> [pid_t] { look().found }
+
+  /// - Returns: also whether there is a process that can't be told yet, because it is starting a program.
+  private func look() -> (found: [pid_t], undecided: Bool) {
     let own = getpid()
     let user = geteuid()
-    return ProcFS.numbers(in: "/proc").filter { pid in
-      pid != own && ProcFS.owner(of: pid) == user && isMarked(pid)
+    var found: [pid_t] = []
+    var undecided = false
+    for pid in ProcFS.numbers(in: "/proc") where pid != own && ProcFS.owner(of: pid) == user {
+      let environment = ProcFS.bytes("/proc/\(pid)/environ")
+      if isMarked(environment) {
+        found.append(pid)
+      } else if environment.isEmpty, let status = ProcFS.status(of: pid), !status.isZombie,
+        !status.hasEmptyEnvironment
+      {
+        undecided = true
+      }
     }
+    return (found, undecided)
   }
 
-  private func isMarked(_ pid: pid_t) -> Bool {
+  private func isMarked(_ environment: [UInt8]) -> Bool {
     // A process that has ended but isn't reaped has no environment any more, so it is not found again.
-    ProcFS.bytes("/proc/\(pid)/environ").split(separator: 0).contains { $0.elementsEqual(marker) }
+    environment.split(separator: 0).contains { $0.elementsEqual(marker) }
   }
 }

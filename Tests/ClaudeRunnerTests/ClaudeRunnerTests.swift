@@ -549,9 +549,25 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     let fixture = try Fixture()
     let left = try ChildProcess(
       ["/bin/sleep", "600"], environment: ["CLAUDE_API_INSTANCE": fixture.instance], output: "/dev/null")
+    // posix_spawn returns while the child still has the environment of this process.
+    while StrayProcesses.ofInstance(fixture.instance).find() != [left.pid] { await Task.yield() }
     #expect(await fixture.runner.killStrays() == 1)
     #expect(await left.waitForExit() == .signal(SIGKILL))
     #expect(await fixture.runner.killStrays() == 0)
+    #expect(try await fixture.end() == [])
+  }
+
+  /// A process has no environment to be known by while it starts a program, and these do nothing else.
+  @Test func killsWhatIsStartingPrograms() async throws {
+    let fixture = try Fixture()
+    let again = #"exec /bin/sh -c "$0" "$0""#
+    for _ in 0..<20 {
+      let left = try ChildProcess(
+        ["/bin/sh", "-c", again, again], environment: ["CLAUDE_API_INSTANCE": fixture.instance], output: "/dev/null")
+      while !StrayProcesses.ofInstance(fixture.instance).find().contains(left.pid) { await Task.yield() }
+      #expect(await fixture.runner.killStrays() == 1)
+      #expect(await left.waitForExit() == .signal(SIGKILL))
+    }
     #expect(try await fixture.end() == [])
   }
 }
