@@ -316,7 +316,9 @@ extension Operation {
 
   static let shareOperations: [Operation] = [
     Operation(
-      .post, "/sessions/{session_id}/shares", "createShare", .shares,
+      .post, "/sessions/{session_id}/files/share", "createShare", .shares,
+      "A form to the same path is uploaded into a folder of that name, and other methods mean a file or folder of that "
+        + "name.",
       body: .json(
         .object(
           ofPaths: [("path", "path_base64")],
