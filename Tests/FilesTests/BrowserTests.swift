@@ -30,9 +30,6 @@ struct BrowserTests {
           ] + pictures, output: log)
         #expect(exit == .status(0), "\(text(of: log).suffix(4000))")
       }
-      // Most of what it asks for has not changed.
-      let asked = text(of: server.nginx.prefix + "/logs/access.log").split(separator: "\n")
-      #expect(asked.contains { $0.contains(#""path":"\#(server.base)/files/many/""#) && $0.contains(#""status":304"#) })
     }
   }
 }

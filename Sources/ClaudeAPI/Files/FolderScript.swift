@@ -9,7 +9,7 @@ enum FolderScript {
 
   /// The pause is 2 s, up to 10 s while nothing changes, and 20 times as long as an answer takes, so that a large folder
   /// costs little; nothing is asked for while nobody can see the page. Rows are kept as long as they are the same, and
-  /// with them the focus and what is selected; the scrolled place is held by the first row that can be seen.
+  /// with them the focus and what is selected; the scrolled place is held by a row that can be seen.
   static let text = """
     'use strict';
     (() => {
@@ -81,9 +81,21 @@ enum FolderScript {
         }
       };
 
+      // The rows that can be seen and where they are, first the one that has the focus.
+      const seen = () => {
+        const places = [];
+        for (const row of document.querySelectorAll('tbody tr')) {
+          const {top, bottom} = row.getBoundingClientRect();
+          if (top > innerHeight) break;
+          if (bottom <= 0) continue;
+          if (row.contains(document.activeElement)) places.unshift([row, top]);
+          else places.push([row, top]);
+        }
+        return places;
+      };
+
       const show = page => {
-        const shown = scrollY > 0 && [...document.querySelectorAll('tbody tr')].find(row => row.getBoundingClientRect().bottom > 0);
-        const before = shown ? shown.getBoundingClientRect().top : 0;
+        const places = scrollY > 0 ? seen() : [];
         const [main, next] = [document, page].map(root => root.querySelector('main'));
         const [body, rows] = [main, next].map(root => root.querySelector('tbody'));
         if (body && rows) merge(body, rows);
@@ -95,7 +107,8 @@ enum FolderScript {
         }
         const [items, count] = [document, page].map(root => root.querySelector('.tools span'));
         if (items.textContent !== count.textContent) items.textContent = count.textContent;
-        if (shown && shown.isConnected) scrollBy({top: shown.getBoundingClientRect().top - before, behavior: 'instant'});
+        const held = places.find(([row]) => row.isConnected);
+        if (held) scrollBy({top: held[0].getBoundingClientRect().top - held[1], behavior: 'instant'});
       };
 
       const look = async () => {
@@ -104,7 +117,7 @@ enum FolderScript {
         const answer = await fetch(location.href, {headers, cache: 'no-store', redirect: 'error'});
         if (answer.status === 304) return false;
         if ([401, 403, 404, 410].includes(answer.status)) {
-          say('This folder can’t be seen any more.');
+          say('This folder can’t be seen any more; what is shown is old.');
           return null;
         }
         // A file that took the folder's place is somebody else's page.

@@ -122,6 +122,8 @@ async def keeps_its_place(page, files, workspace):
     (many / "f30").unlink()
     await page.until(f"!{LINK}('f30')")
     assert await page.run("document.activeElement.textContent") == "f31"
+    # While nothing changes, nothing is sent.
+    await page.until("performance.getEntriesByType('resource').some(entry => entry.responseStatus === 304)")
 
     # Pages of a long folder.
     await page.size(1280, 900, False)
