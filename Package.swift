@@ -214,7 +214,7 @@ let package = Package(
       name: "WebSocketTests",
       dependencies: [
         "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport", "WebSockets",
-        httpTypes, hummingbird, logging, nioCore,
+        httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(

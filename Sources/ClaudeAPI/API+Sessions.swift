@@ -153,7 +153,7 @@ extension API {
     let key = try IdempotencyClaim.key(of: request)
     let preference = AnswerPreference(request.headers)
     // A message that was accepted could not be refused any more.
-    let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
+    let lease = preference.form == .stream ? try await leaseStream(of: id, over: .serverSentEvents) : nil
     let accepted = try await accept(fields, for: id, idempotencyKey: key)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     try await addRateLimit(to: &headers)

@@ -156,8 +156,10 @@ final class Monitor: ServerStatus {
     addUse(byKey: byKey, to: &text)
     addPool(pool, figures, to: &text)
     text.add(
-      .gauge, "claude_api_event_streams", "Streams of events that are being read, of all transports.",
-      Double(service.hub.readerCount))
+      .gauge, "claude_api_event_streams", "Streams of events that are open, by transport.",
+      StreamTransport.allCases.map {
+        .init(Double(service.streams.count(over: $0)), ["transport": $0.rawValue])
+      })
     text.add(
       histogram: "claude_api_reactor_lag_seconds", "How long a job waited for the thread that serves requests.",
       metrics.reactorLag)

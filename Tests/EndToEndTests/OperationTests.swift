@@ -73,7 +73,26 @@ import Testing
       try await connection.send(
         "GET /sessions/\(id)/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
       _ = try await connection.receive(untilText: "retry: 1000")
-      #expect(try await metrics(stack).value("claude_api_event_streams") == 1)
+      // A stream of one turn is one, too.
+      let turn = try RawConnection(port: stack.nginx.port)
+      let body = #"{"prompt": "fake:partial"}"#
+      try await turn.send(
+        "POST /sessions/\(id)/messages HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+          + "Content-Type: application/json\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)")
+      _ = try await turn.receive(untilText: "retry: 1000")
+      let socket = try await stack.socket(id)
+      #expect(try await socket.next()["type"] == "ready")
+      func open(_ transport: String) async throws -> Double? {
+        try await metrics(stack).value("claude_api_event_streams", ["transport": transport])
+      }
+      #expect(try await open("sse") == 2)
+      #expect(try await open("websocket") == 1)
+      try await socket.raw.send(raw: RawWebSocket.close(1000))
+      _ = try await socket.end()
+      try await stack.until { try await open("websocket") == 0 }
+      #expect(try await stack.post("/sessions/\(id)/interrupt", [:]).status == 200)
+      _ = try await turn.receive(untilText: "0\r\n\r\n")
+      try await stack.until { try await open("sse") == 1 }
     }
   }
 

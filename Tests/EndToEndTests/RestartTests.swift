@@ -5,10 +5,10 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// An upgrade as a service manager makes it: the socket listens all the time, the responder ends and starts again.
+/// An upgrade as a service manager makes it: the sockets listen all the time, the responder ends and starts again.
 @Suite struct RestartTests {
   @Test func nothingIsRefusedAndNoTurnIsLostAcrossRestarts() async throws {
-    try await Stack.run(settings: ["drain-timeout": "20s"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "20s"], holdsSockets: true) { stack in
       let busy = try await stack.createSession()
       let traffic = Traffic(stack)
       try await traffic.start()
@@ -27,13 +27,14 @@ import Testing
       let report = try await traffic.stop()
       #expect(report.failures.isEmpty, "\(report.failures)")
       #expect(report.turns > 3)
+      #expect(report.sockets > 3)
       let said = try await stack.get("/sessions/\(busy)/turns").json["turns"]?.arrayValue ?? []
       #expect(said.map { $0["state"] } == Array(repeating: "completed", count: 6))
     }
   }
 
   @Test func whoWaitsForAMessageThatRunsLaterIsToldSo() async throws {
-    try await Stack.run(settings: ["drain-timeout": "300s"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "300s"], holdsSockets: true) { stack in
       let id = try await stack.createSession()
       let other = try await stack.createSession()
       let first = Task { try await message(stack, id, "fake:partial", key: "k1") }
@@ -78,7 +79,7 @@ import Testing
   }
 
   @Test func aTurnThatTakesTooLongIsInterrupted() async throws {
-    try await Stack.run(settings: ["drain-timeout": "300ms"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "300ms"], holdsSockets: true) { stack in
       let id = try await stack.createSession()
       let answer = Task { try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:partial"]) }
       try await waitUntil { try await turns(stack, id).contains { $0["state"] == "running" } }
@@ -149,6 +150,7 @@ private final class Traffic: Sendable {
     var failures: [String] = []
     var requests = 0
     var turns = 0
+    var sockets = 0
     var isStopping = false
   }
 
@@ -167,7 +169,8 @@ private final class Traffic: Sendable {
     let writers = [
       repeating { try await self.writeAndLook(ids[0]) }, repeating { try await self.writeAndWait(ids[1]) },
     ]
-    tasks.withLock { $0 = readers + writers }
+    let sockets = (0..<2).map { _ in repeating { try await self.openSocket(ids[0]) } }
+    tasks.withLock { $0 = readers + writers + sockets }
   }
 
   func stop() async throws -> Report {
@@ -195,6 +198,14 @@ private final class Traffic: Sendable {
 
   private func read(_ id: String) async throws {
     try check(try await stack.get("/sessions/\(id)"), 200)
+  }
+
+  /// Whoever comes while the responder ends may be told to come back, but is never refused.
+  private func openSocket(_ id: String) async throws {
+    let first = try await stack.socket(id, "?after=latest").next()
+    guard first["type"] == "ready" || first == ["closed": 1001] else { throw Stack.Failure("\(first)") }
+    if first["type"] == "ready" { report.withLock { $0.sockets += 1 } }
+    try await Task.sleep(for: .milliseconds(5))
   }
 
   private func writeAndLook(_ id: String) async throws {

@@ -51,7 +51,7 @@ final class SessionSocket: Sendable {
       var selection = try await api.eventSelection(client.request, of: id)
       selection.holder = principal.withLock { $0?.key }
       let lease = try await Principal.$current.withValue(principal.withLock { $0 }) {
-        try await api.leaseStream(of: id)
+        try await api.leaseStream(of: id, over: .webSocket)
       }
       AuthenticationMiddleware.log(
         .switchingProtocols, principal.withLock { $0 }, "GET \(API.webSocketPath)", session: client.session, .zero,

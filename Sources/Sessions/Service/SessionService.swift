@@ -130,7 +130,7 @@ public actor SessionService {
   /// Nor is anything waited for.
   private var isShuttingDown = false
   let limits: KeyLimitPolicy
-  /// Places for streams; see ``leaseStream(for:)``.
+  /// Places for streams; see ``leaseStream(for:over:)``.
   public nonisolated let streams: StreamPlaces
   /// The right to run.
   private var places: FairQueue
@@ -784,7 +784,7 @@ public actor SessionService {
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
   ///
-  /// - Parameter lease: see ``leaseStream(for:)``.
+  /// - Parameter lease: see ``leaseStream(for:over:)``.
   public nonisolated func eventStream(
     of id: UUID, _ selection: EventStream.Selection, lease: StreamPlaces.Lease? = nil
   ) -> EventStream {
