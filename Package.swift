@@ -165,7 +165,7 @@ let package = Package(
       name: "FilesTests",
       dependencies: [
         "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
-        "Workspaces", crypto, hummingbird, logging, serviceLifecycle,
+        "Sandbox", "Workspaces", crypto, hummingbird, logging, serviceLifecycle,
       ],
       exclude: ["Browser"],
       swiftSettings: swiftSettings),
