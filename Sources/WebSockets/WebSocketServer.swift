@@ -41,6 +41,8 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
     let descriptor = fcntl(socket.descriptor, F_DUPFD_CLOEXEC, 0)
     guard descriptor >= 0 else { throw FastCGIServerError.system(operation: "fcntl", errno: errno) }
     let bootstrap = ServerBootstrap(group: group)
+      // It listens once more, with a short queue unless told otherwise; then many clients at once would be refused.
+      .serverChannelOption(.backlog, value: CInt(clamping: configuration.backlog))
       .childChannelOption(
         .writeBufferWaterMark,
         value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater))
