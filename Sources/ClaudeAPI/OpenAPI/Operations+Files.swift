@@ -63,7 +63,7 @@ extension Operation {
 
   static let fileAnswer = Answer(
     200, "The listing of a folder, or the bytes of a file.",
-    .json(.reference("DirectoryListing"), example: Examples.listing), Content("text/html; charset=utf-8", .string()),
+    .json(.reference("DirectoryListing"), example: Examples.listing), .page,
     Content("*/*", .anything()), headers: [.entityTag])
 
   static let partAnswer = Answer(206, "Ranges of a file.", Content("*/*", .anything()), headers: [.entityTag])

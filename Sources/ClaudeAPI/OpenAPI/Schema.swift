@@ -141,6 +141,14 @@ extension Schema {
 
   static let uuidPattern = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
 
+  /// The same without the null of ``orNull``.
+  var notNull: Schema {
+    var schema = self
+    if case .array(let types)? = keywords["type"], let type = types.first { schema.keywords["type"] = type }
+    if case .array(let words)? = keywords["enum"] { schema.keywords["enum"] = .array(words.filter { !$0.isNull }) }
+    return schema
+  }
+
   /// The same or null.
   var orNull: Schema {
     var schema = self
