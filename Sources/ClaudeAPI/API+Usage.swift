@@ -114,6 +114,7 @@ extension JSONWriter {
     field("key", key?.id)
     field("name", key?.name)
     field("role", key?.role.rawValue)
+    field("network", key?.network?.rawValue)
     field("at", standing.at.description)
     field(
       "limits",

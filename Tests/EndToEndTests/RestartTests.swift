@@ -49,6 +49,13 @@ import Testing
       #expect(told.headers.first(name: "retry-after") == "5")
       let location = try #require(told.headers.first(name: "location"))
       #expect(location.hasSuffix("/turns/" + (try told.json["turn_id"]?.stringValue ?? "none")))
+      // Others are told to send nothing more here, as long as there is a choice.
+      let ready = try await stack.get("/readyz")
+      #expect(ready.status == 503)
+      #expect(try ready.json["code"] == "not_ready")
+      let checks = try #require(try ready.json["checks"]?.arrayValue)
+      #expect(checks.filter { $0["ok"] == false }.map { $0["name"] } == ["draining"], "\(ready.text)")
+      #expect(try await stack.get("/healthz").status == 200)
       // New messages and sessions are taken as well.
       let late = try await message(stack, other, "late", key: "k3")
       #expect(late.status == 503)
@@ -62,6 +69,9 @@ import Testing
       #expect(try created.json["turn"]?["prompt"] == "hello")
       // No prompt is in the log.
       #expect(!stack.responderLog.contains("secundus"))
+      // What is as it should be is no error.
+      let postponed = stack.responderLog.split(separator: "\n").filter { $0.contains("error=postponed") }
+      #expect(!postponed.isEmpty && postponed.allSatisfy { $0.contains("level=info") }, "\(postponed)")
       // The running turn comes to its end, and with it the responder.
       #expect(try await stack.post("/sessions/\(id)/interrupt", [:]).status == 200)
       #expect(try await first.value.status == 409)
@@ -75,6 +85,40 @@ import Testing
       try await waitUntil { try await turns(stack, other).map { $0["state"] } == ["completed", "completed"] }
       let new = try #require(try created.json["session"]?["id"]?.stringValue)
       try await waitUntil { try await turns(stack, new).map { $0["state"] } == ["completed"] }
+    }
+  }
+
+  /// A version that was taken back meets what the newer one has made of the store.
+  @Test func aStoreOfANewerVersionIsRefusedAndLosesNothing() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      #expect(try await stack.say("hello", to: id) == "1: hello")
+      await stack.stopResponder()
+      let path = stack.stateDirectory + "/claude-api.sqlite"
+      /// Executes a statement, and returns all that is in the store then.
+      func execute(_ statement: String) async throws -> String {
+        let script = """
+          import sqlite3, sys
+          store = sqlite3.connect(sys.argv[1])
+          store.execute(sys.argv[2])
+          store.commit()
+          print("\\n".join(store.iterdump()))
+          """
+        let output = "\(stack.directory)/sqlite.\(UUID())"
+        let exit = try await TestSupport.run(["python3", "-c", script, path, statement], output: output)
+        try #require(exit == .status(0), "\(text(of: output))")
+        return text(of: output)
+      }
+      let store = try await execute("INSERT INTO grdb_migrations VALUES ('999-later')")
+      let failure = await #expect(throws: Stack.Failure.self) { try await stack.startResponder() }
+      // Another one than that after which a service manager tries again.
+      #expect(failure?.description == "the responder ended with status(65)")
+      #expect(stack.responderLog.contains("written by a newer version of this program (999-later)"))
+      #expect(store.contains("999-later") && store.contains("hello"))
+      #expect(try await execute("SELECT 1") == store)
+      _ = try await execute("DELETE FROM grdb_migrations WHERE identifier = '999-later'")
+      try await stack.startResponder()
+      #expect(try await stack.say("again", to: id) == "2: hello | again")
     }
   }
 

@@ -165,6 +165,7 @@ final class Stack: Sendable {
     flags["socket-path"] = directory + "/s/r.sock"
     flags["demo-model-url"] = modelURL
     flags["model-socket"] = directory + "/m/api.sock"
+    flags["model-log"] = nginx.prefix + "/logs/model.log"
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")
@@ -267,21 +268,18 @@ final class Stack: Sendable {
   // MARK: Shortcuts
 
   /// Makes a key of a role by the command line, beside the running responder, and returns it.
-  func createKey(_ role: String) async throws -> String {
-    let output = "\(directory)/key.\(UUID().uuidString)"
-    let exit = try await TestSupport.run(
-      [
-        Self.product("claude-api-server"), "keys", "create", "--name", "test", "--role", role, "--state-dir",
-        stateDirectory,
-      ], output: output)
-    let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
-    guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }
+  ///
+  /// - Parameter options: further ones of `keys create`.
+  func createKey(_ role: String, _ options: [String] = []) async throws -> String {
+    let key = try await keys(["create", "--name", "test", "--role", role] + options)
+      .trimmingCharacters(in: .whitespacesAndNewlines)
+    guard key.hasPrefix("cak_") else { throw Failure("keys create: \(key)") }
     return key
   }
 
   /// Creates a session and returns its id.
-  func createSession() async throws -> String {
-    let answer = try await post("/sessions", [:])
+  func createSession(key: String? = nil) async throws -> String {
+    let answer = try await post("/sessions", [:], headers: Self.credentials(key))
     guard answer.status == 200, let id = try answer.json["session"]?["id"]?.stringValue else {
       throw Failure("POST /sessions: \(answer.status) \(answer.text)")
     }
@@ -296,6 +294,8 @@ final class Stack: Sendable {
     }
     return text
   }
+
+  static func credentials(_ key: String?) -> HTTPHeaders { key.map { ["Authorization": "Bearer \($0)"] } ?? [:] }
 
   /// The processes whose environment names this responder's state directory or whose working directory lies in it.
   func processesLeft() throws -> [Int32] {

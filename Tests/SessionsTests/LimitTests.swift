@@ -25,6 +25,7 @@ import Testing
     func addKey(_: APIKey) async throws(SessionStoreError) {}
     func replaceKeyDigest(_: String, with _: [UInt8]) async throws(SessionStoreError) -> APIKey? { nil }
     func setKeyLimits(_: String, to _: KeyLimits) async throws(SessionStoreError) -> APIKey? { nil }
+    func setKeyNetwork(_: String, to _: AgentNetwork?) async throws(SessionStoreError) -> APIKey? { nil }
     func revokeKey(_: String, at _: Timestamp) async throws(SessionStoreError) -> Bool { false }
   }
 

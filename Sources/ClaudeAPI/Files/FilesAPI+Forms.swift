@@ -81,9 +81,7 @@ extension FilesAPI {
 
   /// A page of another site can make a browser send a form here without asking; browsers then say where it is from.
   static func refuseForeignForm(_ request: Request) throws(Problem) {
-    guard let origin = request.headers[.origin] else { return }
-    let host = origin.split(separator: "/", maxSplits: 2, omittingEmptySubsequences: false).last.map(String.init)
-    guard host == request.head.authority else {
+    guard !PageOrigin.isForeign(request.head) else {
       throw Problem(.foreignOrigin, "A form of another site can't upload files here.")
     }
   }

@@ -116,7 +116,7 @@ final class SessionSocket: Sendable {
           .unauthorized, #"The first message must be {"type": "authenticate", "key": "…"}."#)
       }
       let found = try await authenticator.principal(
-        showing: key, from: client.parameters["REMOTE_ADDR"],
+        showing: key, from: client.parameters["REMOTE_ADDR"], host: client.request.head.authority,
         isLocal: ClientAddress.isLocal(client.request.headers, client.parameters))
       if let found { try await authenticator.authorize(found, .read, session: client.session) }
       principal.withLock { $0 = found }

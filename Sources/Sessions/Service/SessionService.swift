@@ -671,8 +671,12 @@ public actor SessionService {
     let session: Session
     let turn: Turn
     let allowance: Int64?
+    let network: AgentNetwork?
     do throws(SessionServiceError) {
       session = try await self.session(id)
+      network = try await fromStore { () throws(SessionStoreError) in
+        try await self.limits.network(of: session, sender: queued.owner)
+      }
       let change = try await fromStore { () throws(SessionStoreError) in
         try await self.store.startTurn(
           queued.id, at: .now(), events: EventLog.running(queued),
@@ -689,7 +693,7 @@ public actor SessionService {
     }
     let request = TurnRequest(
       session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id),
-      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) })
+      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
     let recorder = TurnRecorder(
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     noteStart(turn)
