@@ -41,8 +41,6 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
     let descriptor = fcntl(socket.descriptor, F_DUPFD_CLOEXEC, 0)
     guard descriptor >= 0 else { throw FastCGIServerError.system(operation: "fcntl", errno: errno) }
     let bootstrap = ServerBootstrap(group: group)
-      // It listens once more, with a short queue unless told otherwise; then many clients at once would be refused.
-      .serverChannelOption(.backlog, value: CInt(clamping: configuration.backlog))
       .childChannelOption(
         .writeBufferWaterMark,
         value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater))
@@ -63,6 +61,10 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
       try await withThrowingDiscardingTaskGroup { tasks in
         do {
           try await listener.executeThenClose { arriving in
+            // The channel has made the queue of those who wait as short as is its default, whatever its options are.
+            guard listen(socket.descriptor, CInt(clamping: configuration.backlog)) == 0 else {
+              throw FastCGIServerError.system(operation: "listen", errno: errno)
+            }
             for try await handshake in arriving {
               tasks.addTask { await serve(handshake, connections) }
             }
