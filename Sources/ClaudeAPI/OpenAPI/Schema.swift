@@ -80,7 +80,7 @@ extension Schema {
       type: "integer", description,
       [
         "minimum": range.flatMap { $0.lowerBound > .min ? .int($0.lowerBound) : nil },
-        "maximum": range.flatMap { $0.upperBound < .max ? .int($0.upperBound) : nil },
+        "maximum": range.map { .int($0.upperBound) },
       ])
   }
 
