@@ -53,6 +53,7 @@ public final class ChildProcess: Sendable {
     }
     for index in descriptors.indices {
       posix_spawn_file_actions_adddup2(&actions, 100 + Int32(index), 3 + Int32(index))
+      posix_spawn_file_actions_addclose(&actions, 100 + Int32(index))
     }
 
     var attributes = posix_spawnattr_t()

@@ -124,10 +124,6 @@ struct OpenAPIDocument {
         uniqueKeysWithValues: contents.map { content in
           var json: [String: JSONValue] = ["schema": content.schema.json]
           json["example"] = content.example
-          if !content.jsonParts.isEmpty {
-            let parts = content.jsonParts.map { ($0, ["contentType": "application/json"] as JSONValue) }
-            json["encoding"] = .object(Dictionary(uniqueKeysWithValues: parts))
-          }
           return (content.type, .object(json))
         }))
   }

@@ -139,14 +139,11 @@ struct Content: Sendable {
   let type: String
   let schema: Schema
   let example: JSONValue?
-  /// The fields of a form that are written as JSON.
-  let jsonParts: [String]
 
-  init(_ type: String, _ schema: Schema, example: JSONValue? = nil, jsonParts: [String] = []) {
+  init(_ type: String, _ schema: Schema, example: JSONValue? = nil) {
     self.type = type
     self.schema = schema
     self.example = example
-    self.jsonParts = jsonParts
   }
 
   static func json(_ schema: Schema, example: JSONValue) -> Content {

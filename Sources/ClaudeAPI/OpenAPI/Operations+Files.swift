@@ -19,7 +19,8 @@ extension Parameter {
     example: "\"674105f3-4b4\"")
   static let ifNoneMatch = Parameter(
     "If-None-Match", .string("`*`: only if there is no file yet.", pattern: tags), example: "*")
-  private static let tags = #"^(\*|(W/)?"[!#-~]*"( ?, ?(W/)?"[!#-~]*")*)$"#
+  /// An empty field is none.
+  private static let tags = #"^(\*|(W/)?"[!#-~]*"( ?, ?(W/)?"[!#-~]*")*)?$"#
   static let entityTag = Parameter("ETag", .string("The tag of the file, or of what is shown of the folder."))
 }
 

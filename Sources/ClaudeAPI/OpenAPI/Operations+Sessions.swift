@@ -83,13 +83,13 @@ extension Operation {
             .object(
               nil,
               newSession.map { field in
-                API.textFieldsOfForms.contains(field.name) ? .optional(field.name, field.schema.notNull) : field
+                let isText = API.textFieldsOfForms.contains(field.name)
+                return .optional(field.name, isText ? field.schema.notNull : field.schema.asText)
               } + [
                 .optional(
                   "archive",
                   .string("A tar (also gz, xz, zst) or zip archive, sent with a filename.", format: "binary"))
-              ], others: .nothing),
-            jsonParts: newSession.map(\.name).filter { !API.textFieldsOfForms.contains($0) }),
+              ], others: .nothing)),
         ], isRequired: true),
       answers: [
         Answer(

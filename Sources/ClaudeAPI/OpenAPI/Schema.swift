@@ -141,6 +141,14 @@ extension Schema {
 
   static let uuidPattern = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
 
+  /// The same, written as JSON in a text.
+  var asText: Schema {
+    var text = Schema.string(description)
+    text.keywords["contentMediaType"] = "application/json"
+    text.keywords["contentSchema"] = json
+    return text
+  }
+
   /// The same without the null of ``orNull``.
   var notNull: Schema {
     var schema = self

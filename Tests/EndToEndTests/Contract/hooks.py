@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import io
-import json
 import tarfile
 import zipfile
 
@@ -51,11 +50,6 @@ def before_call(context, case, **kwargs):
         case.query.pop("limit", None)
     if isinstance(case.body, dict) and "archive" in case.body and not isinstance(case.body["archive"], str):
         case.body["archive"] = tar_archive("w:gz")
-    if isinstance(case.body, dict) and case.media_type == "multipart/form-data":
-        # What is no text is written as JSON.
-        for name, value in case.body.items():
-            if not isinstance(value, (str, bytes)):
-                case.body[name] = json.dumps(value)
     if not case.headers:
         return
     body = case.body if isinstance(case.body, bytes) else repr(case.body).encode()
