@@ -169,7 +169,7 @@ private struct Footprint {
     return footprint
   }
 
-  /// What a process has open, by what it is.
+  /// What a process has open, by what it is, but sockets: whether any of those is left is told by its connections.
   private static func descriptors(of pid: Int32) -> [String: Int] {
     let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")) ?? []
     // One may have been closed meanwhile.
@@ -177,7 +177,7 @@ private struct Footprint {
       try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)")
     }
     return targets.reduce(into: [:]) { counts, target in
-      counts[target.replacing(/\[\d+\]/, with: ""), default: 0] += 1
+      if !target.hasPrefix("socket:") { counts[target.replacing(/\[\d+\]/, with: ""), default: 0] += 1 }
     }
   }
 
