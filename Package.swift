@@ -107,7 +107,6 @@ let package = Package(
       name: "Workspaces",
       dependencies: [
         "CArchive", "CLinux",
-        .product(name: "HeapModule", package: "swift-collections"),
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         crypto, nioPosix,
       ],
@@ -166,8 +165,9 @@ let package = Package(
       name: "FilesTests",
       dependencies: [
         "CLinux", "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport",
-        "Workspaces", hummingbird, logging, serviceLifecycle,
+        "Sandbox", "Workspaces", crypto, hummingbird, logging, serviceLifecycle,
       ],
+      exclude: ["Browser"],
       swiftSettings: swiftSettings),
     .testTarget(
       name: "HummingbirdFastCGITests",
@@ -214,7 +214,7 @@ let package = Package(
       name: "WebSocketTests",
       dependencies: [
         "ClaudeAPI", "HummingbirdFastCGI", "JSONSupport", "SessionTestSupport", "Sessions", "TestSupport", "WebSockets",
-        httpTypes, hummingbird, logging, nioCore,
+        httpTypes, hummingbird, logging, nioCore, serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(

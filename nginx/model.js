@@ -12,6 +12,11 @@ const names = {
     cache_read_input_tokens: 'claude_model_cache_read',
     cache_creation_input_tokens: 'claude_model_cache_creation',
 };
+// What costs more than it looks, in objects of its own.
+const innerNames = [
+    ['cache_creation', 'ephemeral_1h_input_tokens', 'claude_model_cache_creation_1h'],
+    ['server_tool_use', 'web_search_requests', 'claude_model_web_searches'],
+];
 
 // Pieces of what is not yet a whole line of a stream, or not yet the whole of another answer, and their length.
 let pieces = [];
@@ -35,12 +40,19 @@ function note(r, usage, model) {
         return;
     }
     // The counts of a stream are totals, of which the last one holds.
-    Object.keys(names).forEach((name) => {
-        const count = usage[name];
-        if (typeof count === 'number' && count >= 0 && Number.isInteger(count)) {
-            r.variables[names[name]] = String(count);
+    Object.keys(names).forEach((name) => noteCount(r, usage[name], names[name]));
+    innerNames.forEach((name) => {
+        const inner = usage[name[0]];
+        if (inner !== null && typeof inner === 'object') {
+            noteCount(r, inner[name[1]], name[2]);
         }
     });
+}
+
+function noteCount(r, count, variable) {
+    if (typeof count === 'number' && count >= 0 && Number.isInteger(count)) {
+        r.variables[variable] = String(count);
+    }
 }
 
 function parse(r, text) {

@@ -1,16 +1,14 @@
 #define _GNU_SOURCE
 #include "copy_tree.h"
+#include "entries.h"
 #include "safe_path.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // A directory that is to be copied, or whose mode and time are to be set when everything in it is there.
@@ -232,7 +230,7 @@ static int copy_level(struct work *work, size_t index)
     struct dirent *entry;
     while (result == 0 && (errno = 0, entry = readdir(stream)) != NULL) {
         const char *name = entry->d_name;
-        if (name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0))) continue;
+        if (is_dot(name)) continue;
         result = copy_entry(work, index, dirfd(stream), target, name);
     }
     if (entry == NULL && errno != 0) result = -1;

@@ -1,12 +1,10 @@
 #define _GNU_SOURCE
+#include "entries.h"
 #include "file_tree.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // Opens the directory itself, never what a link of that name points to, and makes sure that it can be changed.
@@ -25,18 +23,6 @@ static int open_directory(int parent, const char *name)
     close(path);
     errno = error;
     return result;
-}
-
-static int is_directory(int parent, const struct dirent *entry)
-{
-    if (entry->d_type != DT_UNKNOWN) return entry->d_type == DT_DIR;
-    struct stat status;
-    return fstatat(parent, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(status.st_mode);
-}
-
-static int is_dot(const char *name)
-{
-    return name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0));
 }
 
 // Takes everything out of the directory `name` of `top`: files are removed, directories moved to `top`, where

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "safe_path.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -97,12 +96,4 @@ int clinux_copy_range(int from, off_t offset, int to, uint64_t length)
         return -1;
     }
     return 0;
-}
-
-unsigned char clinux_entry_type(int parent, const char *name, unsigned char told)
-{
-    if (told != DT_UNKNOWN) return told;
-    struct stat status;
-    if (fstatat(parent, name, &status, AT_SYMLINK_NOFOLLOW) < 0) return DT_UNKNOWN;
-    return (unsigned char)IFTODT(status.st_mode);
 }

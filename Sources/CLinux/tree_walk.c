@@ -1,13 +1,11 @@
 #define _GNU_SOURCE
+#include "entries.h"
 #include "tree_walk.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // A directory on the way down: where it is, so that the way up can be checked, and its children still to come.
@@ -78,7 +76,7 @@ static int visit_level(struct walk *walk, int fd, size_t path_length, struct lev
     while (result == 0 && walk->usage->entries <= walk->maximum_entries
            && (errno = 0, entry = readdir(directory)) != NULL) {
         const char *name = entry->d_name;
-        if (name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0))) continue;
+        if (is_dot(name)) continue;
         // What vanishes meanwhile counts nothing.
         if (fstatat(copy, name, &status, AT_SYMLINK_NOFOLLOW) < 0) continue;
         walk->usage->entries += 1;

@@ -33,7 +33,7 @@ extension API {
       return Self.eventStream(
         service.eventStream(
           of: id, .init(after: after, types: types, previews: previews, holder: Principal.current?.key),
-          lease: try await leaseStream(of: id)))
+          lease: try await leaseStream(of: id, over: .serverSentEvents)))
     }
     let size = limit ?? 100
     let found = try await service.events(of: id, after: after, limit: size + 1, types: types)

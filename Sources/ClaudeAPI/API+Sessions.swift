@@ -94,14 +94,7 @@ extension API {
   ) async throws -> (fields: BodyFields, archive: StagedTree?) {
     let limit = configuration.maximumBodyBytes
     if let form = try await files?.sessionForm(request, context, known: known, limit: limit) { return form }
-    var request = request
-    // nginx hands bodies over as files where one may be an archive.
-    if let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty {
-      guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
-        throw Problem(.contentTooLarge, "The body has more than \(limit) bytes.")
-      }
-      request = Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
-    }
+    let request = try await FilesAPI.readingBody(request, context, limit: limit)
     return (try await BodyFields(request, limit: limit, known: known), nil)
   }
 
@@ -160,7 +153,7 @@ extension API {
     let key = try IdempotencyClaim.key(of: request)
     let preference = AnswerPreference(request.headers)
     // A message that was accepted could not be refused any more.
-    let lease = preference.form == .stream ? try await leaseStream(of: id) : nil
+    let lease = preference.form == .stream ? try await leaseStream(of: id, over: .serverSentEvents) : nil
     let accepted = try await accept(fields, for: id, idempotencyKey: key)
     var headers: HTTPFields = accepted.isReplay ? [.idempotencyReplayed: "true"] : [:]
     try await addRateLimit(to: &headers)

@@ -56,8 +56,8 @@ extension API {
   // MARK: For other routes
 
   /// Takes a place for a stream of the client's, which is free again when the lease is gone.
-  func leaseStream(of session: UUID) async throws -> StreamPlaces.Lease {
-    try await service.leaseStream(for: try await streamKeys(of: session))
+  func leaseStream(of session: UUID, over transport: StreamTransport) async throws -> StreamPlaces.Lease {
+    try await service.leaseStream(for: try await streamKeys(of: session), over: transport)
   }
 
   /// A key of a session is somebody's own way to share it, so its streams are also those of the session's owner.
@@ -114,6 +114,7 @@ extension JSONWriter {
     field("key", key?.id)
     field("name", key?.name)
     field("role", key?.role.rawValue)
+    field("network", key?.network?.rawValue)
     field("at", standing.at.description)
     field(
       "limits",

@@ -29,11 +29,15 @@ struct AuthenticationMiddleware: RouterMiddleware {
     do {
       principal = try await authenticator.principal(
         showing: Authenticator.credentials(request.headers),
-        from: context.parametersOfServer["REMOTE_ADDR"],
+        from: context.parametersOfServer["REMOTE_ADDR"], host: request.head.authority,
         isLocal: ClientAddress.isLocal(request.headers, context.parametersOfServer), for: access)
       if let principal {
         try await authenticator.authorize(
           principal, access, session: context.parameters["session_id"].map { String($0) })
+      } else if access == .change, PageOrigin.isForeign(request.head) {
+        // Without a key it is only the machine that tells one client from others, and whatever a browser shows on it
+        // can have that send requests.
+        throw Problem(.foreignOrigin, "A page of another site can't change anything here.")
       }
       response = try await Principal.$current.withValue(principal) { try await next(request, context) }
     } catch let problem as Problem {

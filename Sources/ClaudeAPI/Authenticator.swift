@@ -24,22 +24,24 @@ struct Authenticator: Sendable {
   /// - Parameters:
   ///   - shown: the text that the client shows as its key, if any; see `credentials(_:)`.
   ///   - address: the client's address, from the web server.
+  ///   - host: the host that the client asks for.
   ///   - isLocal: whether it is certain that the client is on this machine; see ``ClientAddress``.
   ///   - access: what the client wants to use.
   /// - Returns: nil if the client needs no key: because there are none, or for what is open to this machine.
   func principal(
-    showing shown: String?, from address: String?, isLocal: @autoclosure () -> Bool,
+    showing shown: String?, from address: String?, host: String?, isLocal: @autoclosure () -> Bool,
     for access: RouteTable.Access? = nil
   ) async throws(Problem) -> Principal? {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
     guard found.hasKeys else {
-      guard !requiresKeys, isLocal() else {
+      guard !requiresKeys, isLocal(), ClientAddress.isNameOfLoopback(host) else {
         throw Problem(
           .noKeys,
           requiresKeys
             ? "This server has no keys yet and answers nobody without one; claude-api-server keys create makes one."
-            : "This server has no keys yet and answers only on its own machine, and not behind another proxy; "
+            : "This server has no keys yet and answers only on its own machine, as localhost or by an address of "
+              + "loopback, and not behind another proxy; "
               + "claude-api-server keys create makes one.")
       }
       return nil

@@ -21,6 +21,19 @@ enum ClientAddress {
     return !proxyFields.contains { headers.contains($0) }
   }
 
+  /// Whether a host, with its port or without, is the machine itself. Other names may have been pointed at it by
+  /// somebody else. A request without a host is no browser's.
+  static func isNameOfLoopback(_ authority: String?) -> Bool {
+    guard let authority, !authority.isEmpty else { return true }
+    if authority.hasPrefix("[") { return authority == "[::1]" || authority.hasPrefix("[::1]:") }
+    let parts = authority.split(separator: ":", omittingEmptySubsequences: false)
+    guard parts.count <= 2 else { return false }
+    let name = parts[0].lowercased()
+    if name == "localhost" || name.hasSuffix(".localhost") { return true }
+    let numbers = name.split(separator: ".", omittingEmptySubsequences: false)
+    return numbers.count == 4 && numbers[0] == "127" && numbers.allSatisfy { UInt8($0) != nil }
+  }
+
   private static func isLoopback(_ address: String?) -> Bool {
     guard let address else { return false }
     return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")

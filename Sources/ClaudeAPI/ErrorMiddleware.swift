@@ -54,7 +54,10 @@ extension Problem {
       case SessionServiceError.postponed: "postponed"
       default: "\(error)"
       }
-    logger.error("A request failed", metadata: ["code": "\(code.rawValue)", "error": "\(text)"])
+    // What comes to pass by itself or by design is no error of the server.
+    logger.log(
+      level: code.isPassing ? .info : .error, "A request failed",
+      metadata: ["code": "\(code.rawValue)", "error": "\(text)"])
   }
 
   private init(describing error: any Error) {

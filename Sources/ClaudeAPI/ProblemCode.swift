@@ -223,7 +223,7 @@ extension ProblemCode {
     case .noKeys: .init(403, "The server has no keys yet and answers only on its own machine.")
     case .keyOfSession: .init(403, "The key is good for a single session only.")
     case .readOnlyKey: .init(403, "The key may only read.")
-    case .foreignOrigin: .init(403, "A form of another site can't change anything here.")
+    case .foreignOrigin: .init(403, "A page of another site can't change anything here.")
     case .originNotAllowed: .init(403, "A page of another origin may not open a socket here.")
     case .alreadyAuthenticated: .init(409, "The socket has its key, or needs none.")
     case .adminOnly: .init(403, "Only a key with the role admin may see this.")
@@ -321,6 +321,16 @@ extension ProblemCode {
   }
 
   public var status: HTTPResponse.Status { .registered(definition.status) }
+
+  /// Whether it is nobody's fault and passes: bounds that hold, a restart, a model that is busy.
+  var isPassing: Bool {
+    switch self {
+    case .shuttingDown, .notReady, .storeBusy, .tooManySockets, .streamsExhausted, .tooManyArchives, .tooManyClones,
+      .quotaExceeded, .overloaded, .modelTimeout, .turnTimeout:
+      true
+    default: false
+    }
+  }
 }
 
 extension HTTPResponse.Status {

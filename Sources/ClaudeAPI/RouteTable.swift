@@ -57,6 +57,16 @@ struct RouteTable {
     return wanted.count == segments.count && zip(wanted, segments).allSatisfy { $0.hasPrefix("{") || $0 == $1 }
   }
 
+  /// Describes a route that the handler of another one serves, because the router can't tell them apart.
+  ///
+  /// - Parameter other: the template of the route that is added to the router, and decides who may use it.
+  mutating func describe(_ method: HTTPRequest.Method, _ path: String, _ summary: String, as other: String) {
+    guard let entry = entries.first(where: { $0.method == method && $0.path == other }) else {
+      preconditionFailure("\(other) is no route yet")
+    }
+    entries.append(Entry(method: method, path: path, summary: summary, access: entry.access))
+  }
+
   /// Adds a route to the table and to the router. A route whose description has no query parameters gets no request
   /// with one; the others see to it by ``QueryFields``.
   mutating func add<Context: RequestContext>(

@@ -184,4 +184,23 @@ public struct ClaudeUsage: Sendable, Hashable, Codable {
     cacheReadTokens = ClaudeMessage.count(json?["cache_read_input_tokens"])
     cacheCreationTokens = ClaudeMessage.count(json?["cache_creation_input_tokens"])
   }
+
+  /// The sum over the models that a result tells of; nil if it tells none of tokens.
+  init?(models: JSONValue?) {
+    let entries = (models?.objectValue ?? [:]).values
+    guard entries.contains(where: { $0["inputTokens"] != nil }) else { return nil }
+    for entry in entries {
+      inputTokens += ClaudeMessage.count(entry["inputTokens"])
+      outputTokens += ClaudeMessage.count(entry["outputTokens"])
+      cacheReadTokens += ClaudeMessage.count(entry["cacheReadInputTokens"])
+      cacheCreationTokens += ClaudeMessage.count(entry["cacheCreationInputTokens"])
+    }
+  }
+
+  static func += (sum: inout Self, other: Self) {
+    sum.inputTokens += other.inputTokens
+    sum.outputTokens += other.outputTokens
+    sum.cacheReadTokens += other.cacheReadTokens
+    sum.cacheCreationTokens += other.cacheCreationTokens
+  }
 }

@@ -95,6 +95,7 @@ actor ClaudeProcess {
   /// The total the CLI last reported, and what it cost between turns, which the next turn is charged with.
   private var lastTotalCost: Double?
   private var uncharged = 0.0
+  private var unchargedUsage = ClaudeUsage()
 
   /// How much of what the model says in one turn is kept in memory, each text and its pieces counted: 16 MiB.
   private static let keptText = 16 << 20
@@ -584,6 +585,7 @@ actor ClaudeProcess {
     guard message.kind == .result else { return }
     if turn == nil || message.isResultOfOwnAccord {
       // A turn of its own, after background work: its cost is charged to the next turn that somebody asked for.
+      unchargedUsage += usage(of: message.json)
       uncharged += cost(of: message.json)
       turn?.texts = []
       turn?.finalAnswer = nil
@@ -649,8 +651,10 @@ actor ClaudeProcess {
   private func finishTurn(with json: JSONValue) {
     guard let turn, var result = partial else { return }
     result.raw = json
-    result.usage = ClaudeUsage(json["usage"])
+    result.usage = usage(of: json)
+    result.usage += unchargedUsage
     result.costUSD = cost(of: json) + uncharged
+    unchargedUsage = ClaudeUsage()
     uncharged = 0
     result.numTurns = Int(ClaudeMessage.count(json["num_turns"]))
     result.stopReason = json["stop_reason"]?.stringValue
@@ -675,6 +679,12 @@ actor ClaudeProcess {
     turn?.outcome = outcome
     turn?.continuation?.resume(returning: outcome)
     turn?.continuation = nil
+  }
+
+  /// The tokens since the result before this one, those of subagents and of the CLI's own requests included. The
+  /// `usage` of a result is the conversation's alone.
+  private func usage(of result: JSONValue) -> ClaudeUsage {
+    ClaudeUsage(models: result["model_usage_since_last_result"]) ?? ClaudeUsage(result["usage"])
   }
 
   /// What was spent since the result before this one.

@@ -124,7 +124,9 @@ public actor ClaudeRunner {
   private func process(for turn: ClaudeTurn, _ session: Session) async throws(ClaudeFailure) -> ClaudeProcess {
     if let process = session.process {
       let isGone = await process.isGone
-      if !isGone, !session.isEvicting, await process.allows(turn.allowanceUSD), await process.adopt(turn.options) {
+      if !isGone, !session.isEvicting, process.command.session.network == turn.session.network,
+        await process.allows(turn.allowanceUSD), await process.adopt(turn.options)
+      {
         return process
       }
       // It is on its way out, or can't become what is wanted.

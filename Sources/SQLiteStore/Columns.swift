@@ -63,6 +63,10 @@ extension Row {
     guard let state = State(rawValue: try string(index)) else { throw InvalidColumn() }
     return state
   }
+
+  func stateOrNil<State: RawRepresentable<String>>(_ index: Int) throws -> State? {
+    try stringOrNil(index) == nil ? nil : try state(index)
+  }
 }
 
 /// A column holds what the schema doesn't allow.

@@ -9,7 +9,7 @@ struct SessionRow {
   static let columns = """
     sessions.position, sessions.id, sessions.name, sessions.created_at, sessions.last_used, \
     sessions.workspace, sessions.owner, sessions.parent_id, sessions.options, sessions.metadata, \
-    sessions.has_conversation, sessions.deleted_at
+    sessions.has_conversation, sessions.deleted_at, sessions.network
     """
 
   let position: Int64
@@ -21,7 +21,7 @@ struct SessionRow {
       id: try row.uuid(1), name: try row.freeText(2), createdAt: try row.timestamp(3),
       lastUsed: try row.timestamp(4), workspace: try row.freeText(5), owner: try row.freeTextOrNil(6),
       parentID: try row.uuidOrNil(7), options: try row.string(8), metadata: try row.string(9),
-      hasConversation: try row.flag(10), deletedAt: try row.timestampOrNil(11))
+      hasConversation: try row.flag(10), network: try row.stateOrNil(12), deletedAt: try row.timestampOrNil(11))
   }
 }
 

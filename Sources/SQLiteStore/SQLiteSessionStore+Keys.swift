@@ -23,11 +23,12 @@ extension SQLiteSessionStore: KeyStore {
       try database.run(
         """
         INSERT INTO api_keys (\(APIKey.columns))
-        VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?)
+        VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)
         """,
         [
           freeText(key.id), freeText(key.name), key.role.rawValue, key.sessionID, Data(key.digest),
           key.createdAt.microseconds, key.expiresAt?.microseconds, key.revokedAt?.microseconds, key.limits.stored,
+          key.network?.rawValue,
         ])
     }
   }
@@ -46,6 +47,15 @@ extension SQLiteSessionStore: KeyStore {
       try database.run(
         "UPDATE api_keys SET limits = ? WHERE id = CAST(? AS TEXT) AND revoked_at IS NULL",
         [limits.stored, freeText(id)])
+      return try database.key(id).flatMap { $0.revokedAt == nil ? $0 : nil }
+    }
+  }
+
+  public func setKeyNetwork(_ id: String, to network: AgentNetwork?) async throws(SessionStoreError) -> APIKey? {
+    try await writer.perform(.power) { database in
+      try database.run(
+        "UPDATE api_keys SET network = ? WHERE id = CAST(? AS TEXT) AND revoked_at IS NULL",
+        [network?.rawValue, freeText(id)])
       return try database.key(id).flatMap { $0.revokedAt == nil ? $0 : nil }
     }
   }
@@ -70,13 +80,14 @@ extension Database {
 
 extension APIKey {
   fileprivate static let columns =
-    "id, name, role, session_id, digest, created_at, expires_at, revoked_at, limits"
+    "id, name, role, session_id, digest, created_at, expires_at, revoked_at, limits, network"
 
   fileprivate init(_ row: Row) throws {
     guard let limits = KeyLimits(stored: try row.string(8)) else { throw InvalidColumn() }
     self.init(
       id: try row.freeText(0), name: try row.freeText(1), role: try row.state(2), sessionID: try row.uuidOrNil(3),
       digest: try row.withUnsafeData(atIndex: 4) { Array($0 ?? Data()) }, createdAt: try row.timestamp(5),
-      expiresAt: try row.timestampOrNil(6), revokedAt: try row.timestampOrNil(7), limits: limits)
+      expiresAt: try row.timestampOrNil(6), revokedAt: try row.timestampOrNil(7), limits: limits,
+      network: try row.stateOrNil(9))
   }
 }

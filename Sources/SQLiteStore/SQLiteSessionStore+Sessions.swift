@@ -28,13 +28,14 @@ extension SQLiteSessionStore {
       try database.run(
         """
         INSERT INTO sessions (id, name, created_at, last_used, workspace, owner, parent_id, options, metadata,
-          has_conversation, deleted_at)
-        VALUES (?, CAST(? AS TEXT), ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?)
+          has_conversation, deleted_at, network)
+        VALUES (?, CAST(? AS TEXT), ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)
         """,
         [
           session.id, freeText(session.name), session.createdAt.microseconds, session.lastUsed.microseconds,
           freeText(session.workspace), freeText(session.owner), session.parentID, session.options,
           session.metadata, session.hasConversation, session.deletedAt?.microseconds,
+          session.network?.rawValue,
         ])
       let position = database.lastInsertedRowID
       let turn = try firstTurn.map {

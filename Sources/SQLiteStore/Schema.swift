@@ -13,6 +13,7 @@ enum Schema {
     migrator.registerMigration("004-failure-status") {
       try $0.execute(sql: "ALTER TABLE turns DROP COLUMN failure_status")
     }
+    migrator.registerMigration("005-network") { try $0.execute(sql: network) }
     return migrator
   }
 
@@ -162,5 +163,10 @@ enum Schema {
         count(*), coalesce(sum(turns.input_tokens + turns.output_tokens + turns.cache_creation_tokens), 0),
         CAST(round(coalesce(sum(turns.cost_usd), 0) * 1000000000) AS INTEGER)
       FROM turns JOIN sessions ON sessions.position = turns.session GROUP BY 1, 2;
+    """
+
+  private static let network = """
+    ALTER TABLE api_keys ADD COLUMN network TEXT CHECK (network IN ('open', 'model-only'));
+    ALTER TABLE sessions ADD COLUMN network TEXT CHECK (network IN ('open', 'model-only'));
     """
 }

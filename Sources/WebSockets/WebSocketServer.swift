@@ -21,8 +21,8 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
     self.logger = logger
   }
 
-  /// Serves until graceful shutdown, which closes each socket with 1001 once its application is ready, or until the
-  /// task is cancelled, which closes all at once. Throws ``FastCGIServerError`` when it can't listen.
+  /// Serves until graceful shutdown, which closes each socket with 1001 once its application is ready, also one that is
+  /// only being opened, or until the task is cancelled, which closes all at once. Throws ``FastCGIServerError`` when it can't listen.
   public func run() async throws {
     let socket = try ListeningSocket(configuration.address, backlog: configuration.backlog)
     defer { socket.close() }
@@ -72,7 +72,7 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
       }
     } onGracefulShutdown: {
       listener.channel.close(promise: nil)
-      connections.shutDown()
+      connections.shutDown(patience: configuration.drainTimeout)
     }
   }
 
@@ -104,21 +104,22 @@ private final class Connections: Sendable {
   private struct State {
     /// With whether they are sockets by now.
     var open: [ObjectIdentifier: (channel: any Channel, isSocket: Bool)] = [:]
-    var isShuttingDown = false
+    /// How long connections that are no sockets yet may take to become some; nil before the end has begun.
+    var patience: Duration?
   }
 
   private let state = Mutex(State())
 
   func add(_ channel: any Channel) {
     let id = ObjectIdentifier(channel)
-    let isShuttingDown = state.withLock { state in
+    let patience = state.withLock { state in
       state.open[id] = (channel, false)
-      return state.isShuttingDown
+      return state.patience
     }
     channel.closeFuture.whenComplete { [weak self] _ in
       self?.state.withLock { $0.open[id] = nil }
     }
-    if isShuttingDown { channel.close(promise: nil) }
+    if let patience { close(channel, after: patience) }
   }
 
   func becameSocket(_ channel: any Channel) {
@@ -126,23 +127,37 @@ private final class Connections: Sendable {
       if let entry = state.open[ObjectIdentifier(channel)] {
         state.open[ObjectIdentifier(channel)] = (entry.channel, true)
       }
-      return state.isShuttingDown
+      return state.patience != nil
     }
     if isShuttingDown { channel.triggerUserOutboundEvent(WebSocketControl.shutDown, promise: nil) }
   }
 
-  func shutDown() {
+  func shutDown(patience: Duration) {
     let open = state.withLock { state in
-      state.isShuttingDown = true
+      state.patience = patience
       return Array(state.open.values)
     }
     for (channel, isSocket) in open {
       if isSocket {
         channel.triggerUserOutboundEvent(WebSocketControl.shutDown, promise: nil)
       } else {
-        channel.close(promise: nil)
+        close(channel, after: patience)
       }
     }
+  }
+
+  /// The request of a client that was accepted is answered, and if it is to become a socket, that one with 1001: it
+  /// would be told otherwise that there is no server.
+  private func close(_ channel: any Channel, after patience: Duration) {
+    let timer = channel.eventLoop.scheduleTask(in: TimeAmount(patience)) { [weak self] in
+      guard let self, !isSocket(channel) else { return }
+      channel.close(promise: nil)
+    }
+    channel.closeFuture.whenComplete { _ in timer.cancel() }
+  }
+
+  private func isSocket(_ channel: any Channel) -> Bool {
+    state.withLock { $0.open[ObjectIdentifier(channel)]?.isSocket ?? false }
   }
 
   func closeAll() {

@@ -1,6 +1,5 @@
 import CLinux
 import Glibc
-import HeapModule
 
 /// A page of a directory's entries: directories first, then by the bytes of the names.
 public struct DirectoryListing: Sendable {
@@ -16,7 +15,7 @@ public struct DirectoryListing: Sendable {
   public let next: Cursor?
 
   /// A place in a directory: what comes after an entry, which need not exist any more.
-  public struct Cursor: Sendable, Hashable, Comparable {
+  public struct Cursor: Sendable, Hashable {
     public let isDirectory: Bool
     public let name: [UInt8]
 
@@ -24,86 +23,63 @@ public struct DirectoryListing: Sendable {
       self.isDirectory = isDirectory
       self.name = name
     }
-
-    public static func < (a: Cursor, b: Cursor) -> Bool {
-      a.isDirectory == b.isDirectory ? a.name.lexicographicallyPrecedes(b.name) : a.isDirectory
-    }
   }
+}
+
+/// The names of a page of a directory.
+struct NamePage: Sendable {
+  var names: [DirectoryListing.Cursor] = []
+  /// The number of all entries of the directory.
+  var count = 0
+  /// Whether nothing comes after these names.
+  var isComplete = true
 }
 
 /// Reads the names of a directory that come after `cursor` in order, `limit` at most. The directory is read as a
 /// stream, so that memory depends on `limit` and not on the size of the directory.
 ///
-/// - Parameter directory: a descriptor of its own for this call, open for reading.
+/// - Parameter directory: a descriptor that is open for reading, or a reference.
 func readNames(
   of directory: CInt, after cursor: DirectoryListing.Cursor?, limit: Int
-) throws(FileError) -> (names: [DirectoryListing.Cursor], count: Int, isComplete: Bool) {
-  let copy = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-  guard copy >= 0 else { throw FileError("openat") }
-  guard let stream = fdopendir(copy) else {
-    let error = FileError("fdopendir")
-    close(copy)
-    throw error
-  }
-  defer { closedir(stream) }
-  guard let nameOffset = MemoryLayout<dirent>.offset(of: \.d_name) else { throw FileError("dirent", EINVAL) }
-  var heap = Heap<DirectoryListing.Cursor>()
-  var count = 0
-  var isComplete = true
-  while true {
-    errno = 0
-    guard let entry = readdir(stream) else {
-      guard errno == 0 else { throw FileError("readdir") }
-      break
+) throws(FileError) -> NamePage {
+  var page = clinux_directory_page()
+  let result: CInt
+  if let cursor {
+    result = withSystemName(cursor.name[...]) { name in
+      var place = clinux_directory_entry()
+      place.name = name
+      place.length = cursor.name.count
+      place.is_directory = cursor.isDirectory ? 1 : 0
+      return clinux_read_directory_page(directory, &place, limit, &page)
     }
-    // The structure ends with its name, and may be shorter than its declaration.
-    let start = UnsafeRawPointer(entry).advanced(by: nameOffset).assumingMemoryBound(to: CChar.self)
-    let name = UnsafeRawBufferPointer(start: start, count: strlen(start))
-    if name.elementsEqual([0x2e]) || name.elementsEqual([0x2e, 0x2e]) { continue }
-    count += 1
-    let isDirectory = clinux_entry_type(copy, start, entry.pointee.d_type) == UInt8(DT_DIR)
-    if let cursor, compare(isDirectory, name, cursor) <= 0 { continue }
-    if heap.count == limit {
-      isComplete = false
-      guard let last = heap.max, compare(isDirectory, name, last) < 0 else { continue }
-      heap.removeMax()
-    }
-    heap.insert(DirectoryListing.Cursor(isDirectory: isDirectory, name: Array(name)))
+  } else {
+    result = clinux_read_directory_page(directory, nil, limit, &page)
   }
-  var names: [DirectoryListing.Cursor] = []
-  names.reserveCapacity(heap.count)
-  while let name = heap.popMin() { names.append(name) }
-  return (names, count, isComplete)
-}
-
-/// Compares a name as it was read with a place; below 0 if it comes before.
-private func compare(_ isDirectory: Bool, _ name: UnsafeRawBufferPointer, _ place: DirectoryListing.Cursor) -> Int32 {
-  if isDirectory != place.isDirectory { return isDirectory ? -1 : 1 }
-  return place.name.withUnsafeBytes { other in
-    let length = min(name.count, other.count)
-    if length > 0, let a = name.baseAddress, let b = other.baseAddress {
-      let result = memcmp(a, b, length)
-      if result != 0 { return result }
-    }
-    return Int32(clamping: name.count - other.count)
+  guard result == 0 else { throw FileError("read a directory") }
+  defer { clinux_free_directory_page(&page) }
+  let names = UnsafeBufferPointer(start: page.entries, count: page.length).map { entry in
+    DirectoryListing.Cursor(
+      isDirectory: entry.is_directory != 0,
+      name: Array(UnsafeRawBufferPointer(start: entry.name, count: entry.length)))
   }
+  return NamePage(names: names, count: Int(page.count), isComplete: page.is_complete != 0)
 }
 
 extension Beneath {
-  func list(_ path: RelativePath, after cursor: DirectoryListing.Cursor?, limit: Int) throws(FileError)
-    -> DirectoryListing
-  {
+  func list(
+    _ path: RelativePath, after cursor: DirectoryListing.Cursor?, limit: Int, _ cache: PageCache
+  ) throws(FileError) -> DirectoryListing {
     let directory = try directory(path)
-    let (names, count, isComplete) = try readNames(of: directory.raw, after: cursor, limit: limit)
+    let page = try cache.names(of: directory.raw, after: cursor, limit: limit)
     var entries: [DirectoryListing.Entry] = []
-    entries.reserveCapacity(names.count)
-    for place in names {
+    entries.reserveCapacity(page.names.count)
+    for place in page.names {
       do throws(FileError) {
         entries.append(.init(name: place.name, status: try FileStatus(of: place.name[...], in: directory.raw)))
       } catch .notFound {
         // Removed since its name was read.
       }
     }
-    return DirectoryListing(entries: entries, count: count, next: isComplete ? nil : names.last)
+    return DirectoryListing(entries: entries, count: page.count, next: page.isComplete ? nil : page.names.last)
   }
 }

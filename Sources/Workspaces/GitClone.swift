@@ -215,7 +215,11 @@ private struct GitProcess {
     let text = String(decoding: output, as: UTF8.self)
     if text.contains("No space left on device") || text.contains("Disk quota exceeded") { return FileError.diskFull }
     if text.contains("File too large") { return FileError.quotaExceeded(.bytes, limit: limits.bytes) }
-    let lines = text.split(whereSeparator: \.isNewline)
+    var lines = text.split(whereSeparator: \.isNewline)[...]
+    // What this follows is the reason, such as one of ssh's.
+    if let end = lines.firstIndex(where: { $0.hasPrefix("fatal: Could not read from remote") }), end > 0 {
+      lines = lines[..<end]
+    }
     let line = lines.last { $0.hasPrefix("fatal:") } ?? lines.last { $0.hasPrefix("error:") } ?? lines.last ?? ""
     return GitError.failed(String(line.prefix(300).filter { !$0.isNewline && $0 != "\0" }))
   }

@@ -127,22 +127,29 @@ public struct RelativePath: Hashable, Sendable {
 
   /// Escapes bytes for a URL.
   public static func encode(_ bytes: some Collection<UInt8>, keepingSeparators: Bool = false) -> String {
-    let digits = Array("0123456789ABCDEF".utf8)
-    var text: [UInt8] = []
-    text.reserveCapacity(bytes.count + 16)
-    for byte in bytes {
-      switch byte {
-      case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
-        UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."), UInt8(ascii: "_"),
-        UInt8(ascii: "~"):
-        text.append(byte)
-      case separator where keepingSeparators:
-        text.append(byte)
-      default:
-        text += [UInt8(ascii: "%"), digits[Int(byte >> 4)], digits[Int(byte & 15)]]
+    String(unsafeUninitializedCapacity: bytes.count * 3) { buffer in
+      var length = 0
+      func put(_ byte: UInt8) {
+        buffer[length] = byte
+        length += 1
       }
+      func digit(_ value: UInt8) -> UInt8 { value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "A") + value - 10 }
+      for byte in bytes {
+        switch byte {
+        case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+          UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."), UInt8(ascii: "_"),
+          UInt8(ascii: "~"):
+          put(byte)
+        case separator where keepingSeparators:
+          put(byte)
+        default:
+          put(UInt8(ascii: "%"))
+          put(digit(byte >> 4))
+          put(digit(byte & 15))
+        }
+      }
+      return length
     }
-    return String(decoding: text, as: UTF8.self)
   }
 
   /// Calls `body` with the path as the system wants it; the workspace itself is ".".

@@ -98,7 +98,7 @@ extension Workspaces {
   ) async throws -> DirectoryListing {
     try await run { [self] in
       let workspace = try workspace(session)
-      return try Beneath(directory: workspace.raw).list(path, after: cursor, limit: limit)
+      return try Beneath(directory: workspace.raw).list(path, after: cursor, limit: limit, pageCache)
     }
   }
 

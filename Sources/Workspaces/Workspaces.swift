@@ -39,6 +39,7 @@ public final class Workspaces: Sendable {
   let stagingDescriptor: CInt
   let locks = SessionLocks()
   let usageCache = UsageCache()
+  let pageCache = PageCache()
   let knownSigningKey = Mutex<SymmetricKey?>(nil)
   private let threads: NIOThreadPool
   /// For what may take long, so that short operations don't wait behind it.
@@ -85,13 +86,13 @@ public final class Workspaces: Sendable {
     try await Self.runLong { [self] in
       var cursor: DirectoryListing.Cursor?
       repeat {
-        let (names, _, isComplete) = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
-        for entry in names where !Self.keptInStaging.contains(entry.name) {
+        let page = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
+        for entry in page.names where !Self.keptInStaging.contains(entry.name) {
           guard withSystemName(entry.name[...], { clinux_remove_tree(stagingDescriptor, $0) }) == 0 else {
             throw WorkspaceError(operation: "remove leftovers", errno: errno)
           }
         }
-        cursor = isComplete ? nil : names.last
+        cursor = page.isComplete ? nil : page.names.last
       } while cursor != nil
     }
   }

@@ -8,13 +8,16 @@ struct ClaudeTurnRunner: TurnRunner {
   let runner: ClaudeRunner
   /// What holds where neither session nor message says anything.
   let defaults: ClaudeOptions
+  /// Whether agents reach nothing but the model, whatever their keys say.
+  var isNetworkClosed = false
 
   func run(
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
   ) async throws(TurnRunFailure) -> TurnResult {
     let session = ClaudeSession(
       id: request.session.id.lowercaseString, workingDirectory: request.session.workspace,
-      configDirectory: request.configurationDirectory, account: request.session.owner)
+      configDirectory: request.configurationDirectory, account: request.session.owner,
+      network: isNetworkClosed ? nil : request.network.map(ClaudeNetwork.init))
     let turn = ClaudeTurn(
       session: session, options: options(request.options), prompt: request.turn.prompt,
       expectsHistory: request.session.hasConversation, id: request.turn.id.lowercaseString,
@@ -73,6 +76,15 @@ struct ClaudeTurnRunner: TurnRunner {
 
   func stop(_ sessionID: UUID) async {
     await runner.stop(session: sessionID.lowercaseString)
+  }
+}
+
+extension ClaudeNetwork {
+  fileprivate init(_ network: AgentNetwork) {
+    switch network {
+    case .open: self = .open
+    case .modelOnly: self = .modelOnly
+    }
   }
 }
 

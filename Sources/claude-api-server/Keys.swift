@@ -8,7 +8,7 @@ import Sessions
 struct Keys: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Create, list, limit, rotate and revoke the keys of the API.",
-    subcommands: [Create.self, List.self, Limit.self, Rotate.self, Revoke.self])
+    subcommands: [Create.self, List.self, Limit.self, Network.self, Rotate.self, Revoke.self])
 
   struct Location: ParsableArguments {
     @OptionGroup var state: StateLocation
@@ -50,6 +50,9 @@ struct Keys: AsyncParsableCommand {
     @Option(name: .customLong("limit"), help: LimitSetting.help)
     var limits: [LimitSetting] = []
 
+    @Option(help: NetworkSetting.help)
+    var network: NetworkSetting = .default
+
     func validate() throws {
       guard (1...200).contains(name.utf8.count), name.unicodeScalars.allSatisfy({ $0.properties.isPrintable }) else {
         throw ValidationError("The name must have 1 to 200 bytes and no control characters.")
@@ -63,7 +66,7 @@ struct Keys: AsyncParsableCommand {
       let key = APIKey(
         id: secret.id, name: name, role: role.role, sessionID: session?.id, digest: secret.digest, createdAt: now,
         expiresAt: expiresIn.map { now.advanced(by: $0.duration) },
-        limits: LimitSetting.applied(limits, to: KeyLimits()))
+        limits: LimitSetting.applied(limits, to: KeyLimits()), network: network.network)
       try await location.withStore { store, keys in
         if let id = session?.id { _ = try await store.session(id) }
         try await keys.addKey(key)
@@ -74,7 +77,8 @@ struct Keys: AsyncParsableCommand {
 
   struct List: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "List the keys, with tabs between id, role, state, creation, expiry, session, name and own limits.")
+      abstract:
+        "List the keys, with tabs between id, role, state, creation, expiry, session, name, own limits and network.")
 
     @OptionGroup var location: Location
 
@@ -86,6 +90,7 @@ struct Keys: AsyncParsableCommand {
           [
             key.id, key.role.rawValue, state, key.createdAt.description, key.expiresAt?.description ?? "-",
             key.sessionID?.lowercaseString ?? "-", key.name, key.limits.isEmpty ? "-" : LimitSetting.text(key.limits),
+            NetworkSetting(key.network).rawValue,
           ].joined(separator: "\t"))
       }
     }
@@ -108,6 +113,51 @@ struct Keys: AsyncParsableCommand {
       guard let key else { throw ValidationError("There is no key \(id), or it is revoked.") }
       for limit in KeyLimit.allCases {
         print("\(limit.rawValue)\t\(LimitSetting.text(limit, key.limits[setting: limit]) ?? "default")")
+      }
+    }
+  }
+
+  struct Network: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Show or change what the agents of a key's sessions reach. It holds from their next message on.")
+
+    @OptionGroup var location: Location
+    @Argument(help: "The key's id, as in the list.") var id: String
+    @Argument(help: NetworkSetting.help) var network: NetworkSetting?
+
+    func run() async throws {
+      let key = try await location.withStore { store, keys in
+        guard let network else { return try await store.lookUpKey(id).key }
+        return try await keys.setKeyNetwork(id, to: network.network)
+      }
+      guard let key else { throw ValidationError("There is no key \(id), or it is revoked.") }
+      print(NetworkSetting(key.network).rawValue)
+    }
+  }
+
+  /// What agents reach, on the command line.
+  enum NetworkSetting: String, ExpressibleByArgument, CaseIterable {
+    case modelOnly = "model-only"
+    case open
+    case `default`
+
+    static let help: ArgumentHelp =
+      "What the agents of its sessions reach: model-only (the model's API), open (all that the server's machine reaches, and itself), or default for what the server's settings say."
+
+    init(_ network: AgentNetwork?) {
+      self =
+        switch network {
+        case .modelOnly: .modelOnly
+        case .open: .open
+        case nil: .default
+        }
+    }
+
+    var network: AgentNetwork? {
+      switch self {
+      case .modelOnly: .modelOnly
+      case .open: .open
+      case .default: nil
       }
     }
   }

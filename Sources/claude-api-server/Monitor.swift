@@ -20,6 +20,8 @@ final class Monitor: ServerStatus {
   private let directories: [String]
   private let minimumFreeBytes: Int
   private let isDraining = Atomic(false)
+  /// What the CLI was found not to do.
+  private let rehearsalDefect = Mutex<String?>(nil)
   private let looks: Looks
   private let startTime = Date()
 
@@ -40,6 +42,11 @@ final class Monitor: ServerStatus {
 
   func beginDraining() { isDraining.store(true, ordering: .relaxed) }
 
+  /// Takes what came of the CLI's rehearsal: the code of its failure, or nil if there is nothing against it.
+  func rehearsed(_ failure: ClaudeFailure.Code?) {
+    rehearsalDefect.withLock { $0 = failure.map { "The Claude Code CLI can't be used (\($0.rawValue))." } }
+  }
+
   func answered(_ method: HTTPRequest.Method, _ route: String?, status: Int, after duration: Duration) {
     metrics.answered(method, route, status, duration)
   }
@@ -56,10 +63,11 @@ final class Monitor: ServerStatus {
   }
 
   private func look() async -> [ReadinessCheck] {
+    let rehearsalDefect = rehearsalDefect.withLock { $0 }
     async let cli = Looks.defect(within: .seconds(5)) { [runner] in
       do throws(ClaudeFailure) {
         _ = try await runner.probe()
-        return nil
+        return rehearsalDefect
       } catch {
         return "The Claude Code CLI can't be used (\(error.code.rawValue))."
       }
@@ -147,6 +155,7 @@ final class Monitor: ServerStatus {
     let pool = await runner.statistics
     let load = await service.load
     let figures = await figures()
+    await metrics.gateway.catchUp()
     var text = Exposition()
     text.add(
       .gauge, "claude_api_build_info", "The version that runs; always 1.", [.init(1, ["version": Server.version])])
@@ -154,10 +163,13 @@ final class Monitor: ServerStatus {
     addRequests(to: &text)
     addTurns(load, to: &text)
     addUse(byKey: byKey, to: &text)
+    addGateway(byKey: byKey, to: &text)
     addPool(pool, figures, to: &text)
     text.add(
-      .gauge, "claude_api_event_streams", "Streams of events that are being read, of all transports.",
-      Double(service.hub.readerCount))
+      .gauge, "claude_api_event_streams", "Streams of events that are open, by transport.",
+      StreamTransport.allCases.map {
+        .init(Double(service.streams.count(over: $0)), ["transport": $0.rawValue])
+      })
     text.add(
       histogram: "claude_api_reactor_lag_seconds", "How long a job waited for the thread that serves requests.",
       metrics.reactorLag)
@@ -252,6 +264,32 @@ final class Monitor: ServerStatus {
     }
     text.add(.counter, "claude_api_tokens_total", "Tokens of ended turns, by API key and kind.", tokens)
     text.add(.counter, "claude_api_cost_usd_total", "US dollars of ended turns at list price, by API key.", dollars)
+  }
+
+  /// The same by nginx's count, of requests as they end.
+  private func addGateway(byKey: Bool, to text: inout Exposition) {
+    let uses = metrics.gateway.uses.all
+    var tokens: [Exposition.Sample<Double>] = []
+    var dollars: [Exposition.Sample<Double>] = []
+    for (key, uses) in byKey ? uses.map({ ($0.key, [$0.value]) }) : [("all", uses.map(\.value))] {
+      for (index, kind) in ServerMetrics.Use.kinds.enumerated() {
+        tokens.append(.init(uses.reduce(0) { $0 + $1.tokens[index].value }, ["key": key, "kind": kind]))
+      }
+      dollars.append(.init(uses.reduce(0) { $0 + $1.dollars.value }, ["key": key]))
+    }
+    text.add(
+      .counter, "claude_api_gateway_tokens_total",
+      "Tokens that nginx has counted on the way to the model, by the API key that owns the session, and kind.", tokens)
+    text.add(
+      .counter, "claude_api_gateway_cost_usd_total",
+      "US dollars of those at list price, without models that have no price.", dollars)
+    text.add(
+      .counter, "claude_api_gateway_unpriced_tokens_total", "Tokens of models that have no price, by model.",
+      metrics.gateway.unpriced.all.map { .init($1.value, ["model": $0]) })
+    text.add(
+      .counter, "claude_api_gateway_disagreements_total",
+      "Comparisons in which the tokens of nginx and of the CLI were not the same.",
+      metrics.gateway.disagreements.value)
   }
 
   private func addPool(_ pool: ClaudeRunnerStatistics, _ figures: Figures, to text: inout Exposition) {

@@ -33,7 +33,6 @@ struct Responder {
 
   func run() async throws {
     defer { log.flush() }
-    let metrics = ServerMetrics()
     let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
     try Workspaces.makeDirectories(configuration.stateDirectory)
     // Only now is it certain that no other responder uses this state.
@@ -46,6 +45,8 @@ struct Responder {
     let gateway = gateway
     try Workspaces.makeDirectories(gateway.socketDirectory)
     try Workspaces.makeDirectories(gateway.tokenDirectory)
+    let ledger = GatewayLedger(log: configuration.modelLog, prices: configuration.modelPrices, logger: logger)
+    let metrics = ServerMetrics(ledger)
     let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
     var storeConfiguration = SQLiteStoreConfiguration(path: databasePath)
     storeConfiguration.onCall = { metrics.storeCall($0, $1) }
@@ -69,7 +70,8 @@ struct Responder {
     let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let service = SessionService(
       store: store, workspaces: workspaces,
-      runner: ClaudeTurnRunner(runner: runner, defaults: options),
+      runner: ClaudeTurnRunner(
+        runner: runner, defaults: options, isNetworkClosed: configuration.sandbox.network == .alwaysModelOnly),
       limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, observer: metrics,
       logger: logger)
     let monitor = Monitor(
@@ -101,7 +103,7 @@ struct Responder {
             logger.warning("That includes the agents, who reach this machine's network and so all sessions")
           }
         }
-        examination.withLock { $0 = Task { await report(runner, used, gateway) } }
+        examination.withLock { $0 = Task { await examine(runner, used, gateway, monitor) } }
         try manager.tell(.ready)
         logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
         start.announce()
@@ -131,28 +133,47 @@ struct Responder {
     logger.info("Stopped")
   }
 
-  /// Says at start what would otherwise be found out by the first message.
-  private func report(
-    _ runner: ClaudeRunner, _ configuration: ClaudeRunnerConfiguration, _ gateway: ModelGateway
+  /// How long after a CLI was found wanting it is looked at again.
+  private static let examinationInterval = Duration.seconds(30)
+
+  /// Says at start what would otherwise be found out by the first message, and goes on looking as long as the CLI
+  /// can't be used.
+  private func examine(
+    _ runner: ClaudeRunner, _ configuration: ClaudeRunnerConfiguration, _ gateway: ModelGateway, _ monitor: Monitor
   ) async {
-    do {
-      let probe = try await runner.probe()
-      logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
-      let rehearsal = Rehearsal(
-        configuration: configuration, stateDirectory: self.configuration.stateDirectory, probe: probe)
-      if try await rehearsal.run() {
-        logger.info("The CLI does all that is needed of it", metadata: ["version": "\(probe.version)"])
+    async let listening: Void = reportGateway(gateway)
+    var told: String?
+    while !Task.isCancelled {
+      do {
+        let probe = try await runner.probe()
+        let rehearsal = Rehearsal(
+          configuration: configuration, stateDirectory: self.configuration.stateDirectory, probe: probe)
+        let isNew = try await rehearsal.run()
+        monitor.rehearsed(nil)
+        logger.info("Found the CLI", metadata: ["path": "\(probe.path)", "version": "\(probe.version)"])
+        if isNew {
+          logger.info("The CLI does all that is needed of it", metadata: ["version": "\(probe.version)"])
+        }
+        break
+      } catch {
+        guard !Task.isCancelled else { break }
+        let failure = error as? ClaudeFailure
+        let code = failure?.code ?? .startFailed
+        monitor.rehearsed(code)
+        let reason = failure?.message ?? "\(error)"
+        if told != reason {
+          logger.warning(
+            "The CLI can't be used; messages will fail until this is put right",
+            metadata: ["code": "\(code.rawValue)", "reason": "\(reason)"])
+        }
+        told = reason
       }
-    } catch {
-      guard !Task.isCancelled else { return }
-      let failure = error as? ClaudeFailure
-      logger.warning(
-        "The CLI can't be used; messages will fail until this is put right",
-        metadata: [
-          "code": "\(failure?.code.rawValue ?? ClaudeFailure.Code.startFailed.rawValue)",
-          "reason": "\(failure?.message ?? "\(error)")",
-        ])
+      do { try await Task.sleep(for: Self.examinationInterval) } catch { break }
     }
+    await listening
+  }
+
+  private func reportGateway(_ gateway: ModelGateway) async {
     // nginx may start after the responder.
     for _ in 0..<20 where !gateway.isListening {
       do { try await Task.sleep(for: .milliseconds(500)) } catch { return }

@@ -15,22 +15,11 @@ struct Sandboxing {
     self.logger = logger
   }
 
-  private func controlGroups() -> ControlGroupSource {
-    guard settings.controlGroups == .directories([DelegatedControlGroup.setting]) else { return settings.controlGroups }
-    do {
-      return .directories([try DelegatedControlGroup.prepare()])
-    } catch {
-      // Without it the limits of processes hold.
-      logger.warning("There is no control group for the sessions", metadata: ["reason": "\(error)"])
-      return .none
-    }
-  }
-
   /// - Returns: nil if there is to be none.
   /// - Throws: ``SandboxError`` if there must be one and it doesn't work.
   func sandbox() async throws(SandboxError) -> BubblewrapSandbox? {
     guard settings.mode != .off else {
-      guard settings.network != .modelOnly else {
+      guard settings.network ?? .open == .open else {
         throw SandboxError("sandbox.network=model-only needs the sandbox, which is off.")
       }
       logger.warning("The sandbox is off: agents can do all that this server's user can, to all sessions")
@@ -42,8 +31,8 @@ struct Sandboxing {
     configuration.maximumProcessors = settings.maximumProcessors
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
-    configuration.controlGroups = controlGroups()
-    configuration.network = settings.network ?? .modelOnly
+    configuration.controlGroups = settings.controlGroups
+    configuration.network = settings.network == .open ? .open : .modelOnly
     do {
       let sandbox = try await BubblewrapSandbox.prepare(configuration)
       report(sandbox, configuration.network)
@@ -60,7 +49,7 @@ struct Sandboxing {
   /// Settings that only a sandbox has are a wish for one, and may be what is wrong.
   private var isAskedFor: Bool {
     if case .directories = settings.controlGroups { return true }
-    return !settings.readOnlyPaths.isEmpty || settings.network == .modelOnly
+    return !settings.readOnlyPaths.isEmpty || settings.network ?? .open != .open
   }
 
   private func report(_ sandbox: BubblewrapSandbox, _ network: ClaudeNetwork) {

@@ -47,6 +47,8 @@ struct Serve: AsyncParsableCommand {
       throw ExitCode(1)
     } catch let error as SessionStoreError {
       try Self.complain("\(error)")
+      // Another start would come to the same.
+      if case .schemaTooNew = error { throw ExitCode(65) }
       throw ExitCode(1)
     } catch let error as SandboxError {
       try Self.complain("\(error) With sandbox.mode=off the agent could do all that the server's user can.")

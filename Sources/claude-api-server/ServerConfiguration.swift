@@ -22,6 +22,8 @@ struct ServerConfiguration: Sendable {
   var modelHost: String
   var modelSocket: String
   var modelTokenDirectory: String
+  var modelLog: String
+  var modelPrices: ModelPrices
   var allowedTools: [String]
   var approvalTimeout: Duration
   var maximumProcesses: Int?
@@ -75,7 +77,14 @@ struct ServerConfiguration: Sendable {
     var readOnlyPaths: [String]
     var controlGroups: ControlGroupSource
     /// Nil for the default.
-    var network: ClaudeNetwork?
+    var network: Network?
+
+    enum Network: String, Sendable, CaseIterable {
+      case modelOnly = "model-only"
+      case open
+      /// Whatever a key says.
+      case alwaysModelOnly = "always-model-only"
+    }
   }
 
   enum Row {
@@ -111,6 +120,12 @@ struct ServerConfiguration: Sendable {
     static let modelTokenDirectory = Setting(
       key: "model.token-dir", kind: .path, defaultText: "STATE/run/model-tokens",
       summary: "where nginx finds which CLI processes there are")
+    static let modelLog = Setting(
+      key: "model.log", kind: .path, defaultText: "STATE/nginx/logs/model.log",
+      summary: "where nginx writes the tokens of each request to the model, with which those of the CLI are compared")
+    static let modelPrices = Setting(
+      key: "model.prices", kind: .path, defaultText: "none",
+      summary: "a JSON file with prices of models, before those that are built in")
     static let allowedTools = Setting(
       key: "claude.allowed-tools", kind: .list,
       defaultText: "Bash,Read,Write,Edit,WebSearch,WebFetch,Glob,Grep",
@@ -204,10 +219,11 @@ struct ServerConfiguration: Sendable {
       summary: "what a session may read besides /usr, as absolute paths")
     static let sandboxGroups = Setting(
       key: "sandbox.control-groups", kind: .list, defaultText: "auto",
-      summary: "directories of control groups to divide among sessions; auto (those it may), delegated, none")
+      summary: "directories of control groups to divide among sessions; auto (those that it was given), none")
     static let sandboxNetwork = Setting(
-      key: "sandbox.network", kind: .choice(ClaudeNetwork.allCases.map(\.rawValue)), defaultText: "model-only",
-      summary: "what agents reach: model-only (the model's API), open (all that this machine reaches, and itself)")
+      key: "sandbox.network", kind: .choice(Sandbox.Network.allCases.map(\.rawValue)), defaultText: "model-only",
+      summary:
+        "what agents reach whose key doesn't say: model-only, open; always-model-only, whatever a key says")
     static let minimumFreeDisk = Setting(
       key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
       summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
@@ -248,7 +264,7 @@ struct ServerConfiguration: Sendable {
 
     private static let listed = [
       stateDirectory, workspaceRoot, socketPath, webSocketPath, webSocketOrigins, webSocketMaximumMessage, claudePath,
-      demoModelURL, modelURL, modelSocket, modelTokenDirectory, allowedTools, approvalTimeout,
+      demoModelURL, modelURL, modelSocket, modelTokenDirectory, modelLog, modelPrices, allowedTools, approvalTimeout,
       maximumProcesses,
       maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries,
       lineLimit, queueLength, maximumBody,
@@ -286,6 +302,8 @@ struct ServerConfiguration: Sendable {
       demoModelURL.map { (Row.demoModelURL, $0) } ?? (Row.modelURL, modelURL ?? Row.modelURL.defaultText))
     modelSocket = try settings.path(Row.modelSocket) ?? state + "/run/model/api.sock"
     modelTokenDirectory = try settings.path(Row.modelTokenDirectory) ?? state + "/run/model-tokens"
+    modelLog = try settings.path(Row.modelLog) ?? state + "/nginx/logs/model.log"
+    modelPrices = try ModelPrices(file: try settings.path(Row.modelPrices))
     allowedTools =
       try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
     approvalTimeout = try settings.duration(Row.approvalTimeout) ?? .seconds(600)
@@ -321,7 +339,7 @@ struct ServerConfiguration: Sendable {
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),
-      network: try settings.text(Row.sandboxNetwork).flatMap { ClaudeNetwork(rawValue: $0) })
+      network: try settings.text(Row.sandboxNetwork).flatMap { Sandbox.Network(rawValue: $0) })
     minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
     logFormat = try settings.text(Row.logFormat) ?? "logfmt"
@@ -361,7 +379,8 @@ struct ServerConfiguration: Sendable {
 
   private static func controlGroups(_ settings: Settings) throws -> ControlGroupSource {
     switch try settings.list(Row.sandboxGroups) ?? ["auto"] {
-    case ["auto"]: .automatic
+    // The latter is what installations of earlier versions say.
+    case ["auto"], ["delegated"]: .automatic
     case ["none"], []: .none
     default: .directories(try paths(Row.sandboxGroups, settings))
     }
@@ -379,7 +398,6 @@ struct ServerConfiguration: Sendable {
 
   private static func paths(_ row: Setting, _ settings: Settings) throws -> [String] {
     let paths = try settings.list(row) ?? []
-    if row == Row.sandboxGroups, paths == [DelegatedControlGroup.setting] { return paths }
     guard paths.allSatisfy({ $0.hasPrefix("/") }) else {
       throw SettingsError(description: "\(row.key) must be absolute paths.")
     }

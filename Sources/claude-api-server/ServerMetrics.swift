@@ -38,9 +38,15 @@ final class ServerMetrics: TurnObserver {
   let turnDurations = Histogram(Histogram.turnBounds)
   /// Keys beyond the first hundred that were used are counted together.
   let uses = Family<String, Use>(limit: 100, overflow: "other") { Use() }
+  /// What nginx has counted on the way to the model.
+  let gateway: GatewayLedger
   let reactorLag = Histogram(Histogram.requestBounds)
   let storeCalls = Dictionary(
     uniqueKeysWithValues: SQLiteStoreConfiguration.Call.allCases.map { ($0, Histogram(Histogram.requestBounds)) })
+
+  init(_ gateway: GatewayLedger) {
+    self.gateway = gateway
+  }
 
   // MARK: Requests
 
@@ -60,11 +66,15 @@ final class ServerMetrics: TurnObserver {
 
   // MARK: Turns
 
-  func turnStarted(_ turn: Turn, waited: Duration) { queueWaits.record(waited) }
+  func turnStarted(_ turn: Turn, waited: Duration) {
+    queueWaits.record(waited)
+    Task { await gateway.turnStarted(turn) }
+  }
 
   func turnSpoke(_ turn: Turn, after elapsed: Duration) { firstWords.record(elapsed) }
 
   func turnEnded(_ turn: Turn) {
+    if turn.startedAt != nil { Task { await gateway.turnEnded(turn) } }
     turns[turn.state.rawValue].add()
     if let failure = turn.failure { turnFailures[failure.code].add() }
     if let startedAt = turn.startedAt, let finishedAt = turn.finishedAt {

@@ -23,7 +23,7 @@ import Testing
       let folder = "\(stack.workspaceRoot)/\(id)/folder"
       try files.createDirectory(atPath: folder, withIntermediateDirectories: false)
       try Data("kept".utf8).write(to: URL(filePath: folder + "/file"))
-      let share = try await stack.post("/sessions/\(id)/shares", ["path": "folder"])
+      let share = try await stack.post("/sessions/\(id)/files/share", ["path": "folder"])
       let link = try #require(try share.json["href"]?.stringValue, "\(share.text)")
       // A turn that runs is in the backup as one that was interrupted.
       let other = try await stack.createSession()

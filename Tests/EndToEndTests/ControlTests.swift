@@ -392,11 +392,11 @@ extension Stack {
     try await until { try await events(id).contains { $0["type"] == type } }
   }
 
-  func until(_ condition: () async throws -> Bool) async throws {
-    for _ in 0..<3000 {
-      if try await condition() { return }
+  func until(atMost limit: Duration = .seconds(30), _ condition: () async throws -> Bool) async throws {
+    let end = ContinuousClock.now + limit
+    while try await !condition() {
+      guard .now < end else { throw Failure("the condition did not come true") }
       try await Task.sleep(for: .milliseconds(10))
     }
-    throw Failure("the condition did not come true")
   }
 }

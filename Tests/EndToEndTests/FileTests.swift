@@ -30,7 +30,7 @@ import Testing
         #expect(text(of: "\(stack.workspaceRoot)/\(id)/file.txt") == "one\n")
         let other = try await stack.post("/sessions", ["git": ["url": "https://example.org/other.git"]])
         #expect(try other.status == 403 && other.json["code"] == "git_source_not_allowed")
-        let share = try await stack.post("/sessions/\(id)/shares", ["path": "file.txt"])
+        let share = try await stack.post("/sessions/\(id)/files/share", ["path": "file.txt"])
         #expect(try share.status == 403 && share.json["code"] == "sharing_disabled")
         let usage = try await stack.get("/sessions/\(id)/usage").json
         #expect(usage["limits"]?["entries"] == 100)

@@ -81,10 +81,10 @@ final class Follower: Sendable {
 
 extension Stack {
   /// The whole log of a session, page by page.
-  func log(_ id: String) async throws -> [Follower.Entry] {
+  func log(_ id: String, headers: HTTPHeaders = [:]) async throws -> [Follower.Entry] {
     var entries: [Follower.Entry] = []
     while true {
-      let page = try await get("/sessions/\(id)/events?limit=1000&after=\(entries.count)").json
+      let page = try await get("/sessions/\(id)/events?limit=1000&after=\(entries.count)", headers: headers).json
       entries += (page["events"]?.arrayValue ?? []).map(Follower.Entry.init)
       if page["has_more"] != true { return entries }
     }

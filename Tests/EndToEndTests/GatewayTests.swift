@@ -126,4 +126,67 @@ struct GatewayTests {
       #expect(stack.responderLog.contains("That includes the agents"))
     }
   }
+
+  /// Whether the agent reaches more than the model in a message of `key`.
+  private func reaches(_ stack: Stack, _ id: String, _ key: String) async throws -> Bool {
+    let said = try await stack.say(Self.reach(stack), to: id, headers: Stack.credentials(key))
+    try #require(said.contains("reached") != said.contains("held"), "\(said)")
+    return said.contains("reached")
+  }
+
+  @Test func aKeyThatIsHeldToTheModelIsSoWhateverHappens() async throws {
+    try await run(["sandbox-network": "open"]) { stack in
+      let admin = try await stack.createKey("admin")
+      let closed = try await stack.createKey("user", ["--network", "model-only"])
+      let id = try await stack.createSession(key: closed)
+      #expect(try await !reaches(stack, id, closed))
+      // Nor by somebody else's message or copy, or after a restart.
+      #expect(try await !reaches(stack, id, admin))
+      let fork = try await stack.post("/sessions/\(id)/fork", [:], headers: Stack.credentials(admin))
+      let forkID = try #require(try fork.json["session"]?["id"]?.stringValue, "\(fork.text)")
+      await stack.stopResponder()
+      try await stack.startResponder()
+      #expect(try await !reaches(stack, forkID, admin))
+      #expect(try await !reaches(stack, id, closed))
+      // What nothing is said of has what the server's settings say, but for messages of who is held.
+      let plain = try await stack.createKey("user")
+      let other = try await stack.createSession(key: plain)
+      #expect(try await reaches(stack, other, plain))
+      let guest = try await stack.createKey("user", ["--session", other, "--network", "model-only"])
+      #expect(try await !reaches(stack, other, guest))
+      #expect(try await reaches(stack, other, plain))
+      // A change holds from the next message on; another secret is none.
+      let keyID = try #require(closed.split(separator: "_").dropFirst().first.map(String.init))
+      #expect(try await stack.keys(["network", keyID, "open"]) == "open\n")
+      #expect(try await reaches(stack, id, closed))
+      try await stack.keys(["network", keyID, "model-only"])
+      let rotated = try await stack.keys(["rotate", keyID]).trimmingCharacters(in: .whitespacesAndNewlines)
+      #expect(
+        try await stack.keys(["list"]).split(separator: "\n").contains {
+          $0.hasPrefix(keyID) && $0.hasSuffix("\tmodel-only")
+        })
+      #expect(try await !reaches(stack, id, rotated))
+      let usage = try await stack.get("/usage", headers: Stack.credentials(rotated))
+      #expect(try usage.json["network"] == "model-only")
+    }
+  }
+
+  @Test func aKeyMayOpenTheNetworkUnlessTheServerForbidsIt() async throws {
+    try await run { stack in
+      let open = try await stack.createKey("user", ["--network", "open"])
+      let plain = try await stack.createKey("user")
+      let id = try await stack.createSession(key: open)
+      #expect(try await reaches(stack, id, open))
+      let other = try await stack.createSession(key: plain)
+      #expect(try await !reaches(stack, other, plain))
+      // The owner's key decides, not that of a guest.
+      let guest = try await stack.createKey("user", ["--session", other, "--network", "open"])
+      #expect(try await !reaches(stack, other, guest))
+    }
+    try await run(["sandbox-network": "always-model-only"]) { stack in
+      let open = try await stack.createKey("user", ["--network", "open"])
+      let id = try await stack.createSession(key: open)
+      #expect(try await !reaches(stack, id, open))
+    }
+  }
 }

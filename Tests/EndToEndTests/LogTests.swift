@@ -82,7 +82,7 @@ import Testing
       let put = try await stack.request(
         .PUT, "/sessions/\(id)/files/report.txt", headers: good, body: ByteBuffer(string: content))
       #expect(put.status == 201, "\(put.text)")
-      let share = try await stack.post("/sessions/\(id)/shares", ["path": "report.txt"], headers: good)
+      let share = try await stack.post("/sessions/\(id)/files/share", ["path": "report.txt"], headers: good)
       let href = try share.json["href"]?.stringValue ?? ""
       let token = String(href.dropFirst("/shared/".count))
       #expect(href.hasPrefix("/shared/") && token.utf8.count > 20, "\(share.text)")

@@ -66,6 +66,35 @@ import Testing
     }
   }
 
+  /// By the parser of Prometheus' own client library.
+  @Test(.enabled(if: Stack.contractTools != nil, "CLAUDE_API_TEST_CONTRACT_TOOLS names no directory"))
+  func prometheusReadsTheMetrics() async throws {
+    try await Stack.run { stack in
+      let admin = try await stack.createKey("admin")
+      let id = try await stack.createSession(key: admin)
+      _ = try await stack.say("hello", to: id, headers: Stack.credentials(admin))
+      let answer = try await stack.get("/metrics", headers: Stack.credentials(admin))
+      #expect(answer.status == 200)
+      let path = stack.directory + "/metrics.txt"
+      try Data(answer.body).write(to: URL(filePath: path))
+      let script = """
+        import json, sys
+        from prometheus_client.parser import text_string_to_metric_families
+        families = list(text_string_to_metric_families(open(sys.argv[1]).read()))
+        assert all(f.type != "unknown" and f.documentation and f.samples is not None for f in families), families
+        print(json.dumps([[s.name, s.labels, s.value] for f in families for s in f.samples]))
+        """
+      let output = stack.directory + "/parsed.json"
+      let exit = try await TestSupport.run(
+        [try #require(Stack.contractTools) + "/python3", "-c", script, path], output: output)
+      try #require(exit == .status(0), "\(text(of: output))")
+      let parsed = try #require(try JSONValue(parsing: text(of: output).utf8).arrayValue)
+      let own = try PrometheusText(answer.text)
+      #expect(parsed.count == own.samples.count && parsed.count > 100)
+      #expect(parsed.contains { $0[0] == "claude_api_turns_total" && $0[1] == ["outcome": "completed"] && $0[2] == 1 })
+    }
+  }
+
   @Test func streamsAreCountedWhileTheyAreRead() async throws {
     try await Stack.run { stack in
       let id = try await stack.createSession()
@@ -73,7 +102,26 @@ import Testing
       try await connection.send(
         "GET /sessions/\(id)/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
       _ = try await connection.receive(untilText: "retry: 1000")
-      #expect(try await metrics(stack).value("claude_api_event_streams") == 1)
+      // A stream of one turn is one, too.
+      let turn = try RawConnection(port: stack.nginx.port)
+      let body = #"{"prompt": "fake:partial"}"#
+      try await turn.send(
+        "POST /sessions/\(id)/messages HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+          + "Content-Type: application/json\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)")
+      _ = try await turn.receive(untilText: "retry: 1000")
+      let socket = try await stack.socket(id)
+      #expect(try await socket.next()["type"] == "ready")
+      func open(_ transport: String) async throws -> Double? {
+        try await metrics(stack).value("claude_api_event_streams", ["transport": transport])
+      }
+      #expect(try await open("sse") == 2)
+      #expect(try await open("websocket") == 1)
+      try await socket.raw.send(raw: RawWebSocket.close(1000))
+      _ = try await socket.end()
+      try await stack.until { try await open("websocket") == 0 }
+      #expect(try await stack.post("/sessions/\(id)/interrupt", [:]).status == 200)
+      _ = try await turn.receive(untilText: "0\r\n\r\n")
+      try await stack.until { try await open("sse") == 1 }
     }
   }
 
@@ -152,6 +200,38 @@ import Testing
       #expect(try defects(answer).keys.sorted() == ["cli"])
       // Anybody may ask, so it doesn't say where things are.
       #expect(!answer.text.contains("/nonexistent"))
+    }
+  }
+
+  /// It has the right version and answers, but doesn't do what is needed of it.
+  @Test func aServerWhoseCLIFailsItsRehearsalSaysWhyAndIsNotReady() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/claude"
+      let script = """
+        #!/bin/bash
+        for word; do
+          shift
+          [[ $word == --permission-prompt-tool=* ]] || set -- "$@" "$word"
+        done
+        exec \(Stack.product("fake-claude")) "$@"
+        """
+      try #require(
+        FileManager.default.createFile(
+          atPath: path, contents: Data(script.utf8), attributes: [.posixPermissions: 0o700]))
+      try await Stack.run(cli: .file(path)) { stack in
+        var answer = try await stack.get("/readyz")
+        for _ in 0..<600 where answer.status != 503 {
+          try await Task.sleep(for: .milliseconds(50))
+          answer = try await stack.get("/readyz")
+        }
+        #expect(answer.status == 503)
+        #expect(try defects(answer) == ["cli": "The Claude Code CLI can't be used (cli_incompatible)."])
+        #expect(try await stack.get("/healthz").status == 200)
+        let line = stack.responderLog.split(separator: "\n").first { $0.contains("The CLI can't be used") } ?? ""
+        #expect(line.contains("level=warning") && line.contains("code=cli_incompatible"), "\(line)")
+        #expect(line.contains("doesn't ask for permission to use a tool"), "\(line)")
+        #expect(line.contains("2.1.330"), "\(line)")
+      }
     }
   }
 

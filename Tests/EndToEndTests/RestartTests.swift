@@ -5,10 +5,10 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// An upgrade as a service manager makes it: the socket listens all the time, the responder ends and starts again.
+/// An upgrade as a service manager makes it: the sockets listen all the time, the responder ends and starts again.
 @Suite struct RestartTests {
   @Test func nothingIsRefusedAndNoTurnIsLostAcrossRestarts() async throws {
-    try await Stack.run(settings: ["drain-timeout": "20s"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "20s"], holdsSockets: true) { stack in
       let busy = try await stack.createSession()
       let traffic = Traffic(stack)
       try await traffic.start()
@@ -27,13 +27,14 @@ import Testing
       let report = try await traffic.stop()
       #expect(report.failures.isEmpty, "\(report.failures)")
       #expect(report.turns > 3)
+      #expect(report.sockets > 3)
       let said = try await stack.get("/sessions/\(busy)/turns").json["turns"]?.arrayValue ?? []
       #expect(said.map { $0["state"] } == Array(repeating: "completed", count: 6))
     }
   }
 
   @Test func whoWaitsForAMessageThatRunsLaterIsToldSo() async throws {
-    try await Stack.run(settings: ["drain-timeout": "300s"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "300s"], holdsSockets: true) { stack in
       let id = try await stack.createSession()
       let other = try await stack.createSession()
       let first = Task { try await message(stack, id, "fake:partial", key: "k1") }
@@ -48,6 +49,13 @@ import Testing
       #expect(told.headers.first(name: "retry-after") == "5")
       let location = try #require(told.headers.first(name: "location"))
       #expect(location.hasSuffix("/turns/" + (try told.json["turn_id"]?.stringValue ?? "none")))
+      // Others are told to send nothing more here, as long as there is a choice.
+      let ready = try await stack.get("/readyz")
+      #expect(ready.status == 503)
+      #expect(try ready.json["code"] == "not_ready")
+      let checks = try #require(try ready.json["checks"]?.arrayValue)
+      #expect(checks.filter { $0["ok"] == false }.map { $0["name"] } == ["draining"], "\(ready.text)")
+      #expect(try await stack.get("/healthz").status == 200)
       // New messages and sessions are taken as well.
       let late = try await message(stack, other, "late", key: "k3")
       #expect(late.status == 503)
@@ -61,6 +69,9 @@ import Testing
       #expect(try created.json["turn"]?["prompt"] == "hello")
       // No prompt is in the log.
       #expect(!stack.responderLog.contains("secundus"))
+      // What is as it should be is no error.
+      let postponed = stack.responderLog.split(separator: "\n").filter { $0.contains("error=postponed") }
+      #expect(!postponed.isEmpty && postponed.allSatisfy { $0.contains("level=info") }, "\(postponed)")
       // The running turn comes to its end, and with it the responder.
       #expect(try await stack.post("/sessions/\(id)/interrupt", [:]).status == 200)
       #expect(try await first.value.status == 409)
@@ -77,8 +88,42 @@ import Testing
     }
   }
 
+  /// A version that was taken back meets what the newer one has made of the store.
+  @Test func aStoreOfANewerVersionIsRefusedAndLosesNothing() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      #expect(try await stack.say("hello", to: id) == "1: hello")
+      await stack.stopResponder()
+      let path = stack.stateDirectory + "/claude-api.sqlite"
+      /// Executes a statement, and returns all that is in the store then.
+      func execute(_ statement: String) async throws -> String {
+        let script = """
+          import sqlite3, sys
+          store = sqlite3.connect(sys.argv[1])
+          store.execute(sys.argv[2])
+          store.commit()
+          print("\\n".join(store.iterdump()))
+          """
+        let output = "\(stack.directory)/sqlite.\(UUID())"
+        let exit = try await TestSupport.run(["python3", "-c", script, path, statement], output: output)
+        try #require(exit == .status(0), "\(text(of: output))")
+        return text(of: output)
+      }
+      let store = try await execute("INSERT INTO grdb_migrations VALUES ('999-later')")
+      let failure = await #expect(throws: Stack.Failure.self) { try await stack.startResponder() }
+      // Another one than that after which a service manager tries again.
+      #expect(failure?.description == "the responder ended with status(65)")
+      #expect(stack.responderLog.contains("written by a newer version of this program (999-later)"))
+      #expect(store.contains("999-later") && store.contains("hello"))
+      #expect(try await execute("SELECT 1") == store)
+      _ = try await execute("DELETE FROM grdb_migrations WHERE identifier = '999-later'")
+      try await stack.startResponder()
+      #expect(try await stack.say("again", to: id) == "2: hello | again")
+    }
+  }
+
   @Test func aTurnThatTakesTooLongIsInterrupted() async throws {
-    try await Stack.run(settings: ["drain-timeout": "300ms"], holdsSocket: true) { stack in
+    try await Stack.run(settings: ["drain-timeout": "300ms"], holdsSockets: true) { stack in
       let id = try await stack.createSession()
       let answer = Task { try await stack.post("/sessions/\(id)/messages", ["prompt": "fake:partial"]) }
       try await waitUntil { try await turns(stack, id).contains { $0["state"] == "running" } }
@@ -149,6 +194,7 @@ private final class Traffic: Sendable {
     var failures: [String] = []
     var requests = 0
     var turns = 0
+    var sockets = 0
     var isStopping = false
   }
 
@@ -167,7 +213,8 @@ private final class Traffic: Sendable {
     let writers = [
       repeating { try await self.writeAndLook(ids[0]) }, repeating { try await self.writeAndWait(ids[1]) },
     ]
-    tasks.withLock { $0 = readers + writers }
+    let sockets = (0..<2).map { _ in repeating { try await self.openSocket(ids[0]) } }
+    tasks.withLock { $0 = readers + writers + sockets }
   }
 
   func stop() async throws -> Report {
@@ -195,6 +242,14 @@ private final class Traffic: Sendable {
 
   private func read(_ id: String) async throws {
     try check(try await stack.get("/sessions/\(id)"), 200)
+  }
+
+  /// Whoever comes while the responder ends may be told to come back, but is never refused.
+  private func openSocket(_ id: String) async throws {
+    let first = try await stack.socket(id, "?after=latest").next()
+    guard first["type"] == "ready" || first == ["closed": 1001] else { throw Stack.Failure("\(first)") }
+    if first["type"] == "ready" { report.withLock { $0.sockets += 1 } }
+    try await Task.sleep(for: .milliseconds(5))
   }
 
   private func writeAndLook(_ id: String) async throws {

@@ -176,6 +176,38 @@ import Testing
     }
   }
 
+  // MARK: Slow readers
+
+  /// One begins to read again after the turn, and one doesn't until it is cut off.
+  @Test func readersThatStopReadingHoldNobodyUpAndGoOnByTheirCursors() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      let late = try await stack.socket(id, "?deltas=false", receiveBuffer: 64 << 10)
+      let silent = try await stack.socket(id, "?deltas=false", receiveBuffer: 64 << 10)
+      for socket in [late, silent] { #expect(try await socket.next()["type"] == "ready") }
+      // Far more than what all buffers on the way hold.
+      #expect(try await stack.say("fake:speak 150 100000", to: id) == "spoken")
+      let log = try await stack.log(id)
+      func check(_ socket: SocketClient, isClosedWith code: JSONValue) async throws {
+        var seen = try await socket.messages { _ in false }
+        #expect(seen.popLast()?["closed"] == code)
+        #expect(!seen.isEmpty && seen.count < log.count)
+        let cursor = try #require(seen.last?["sequence"]?.intValue)
+        let again = try await stack.socket(id, "?deltas=false&after=\(cursor)")
+        #expect(try await again.next()["after"] == .int(cursor))
+        seen += try await again.messages { $0["sequence"] == .int(log.last?.sequence ?? 0) }
+        #expect(seen == log.map(\.json))
+      }
+      try await check(late, isClosedWith: 1013)
+      try await stack.until(atMost: .seconds(60)) {
+        try PrometheusText(try await stack.get("/metrics").text)
+          .value("claude_api_event_streams", ["transport": "websocket"]) == 0
+      }
+      // Its close would come after all that it hasn't read.
+      try await check(silent, isClosedWith: nil)
+    }
+  }
+
   // MARK: Steering
 
   @Test func interruptsAndApprovals() async throws {

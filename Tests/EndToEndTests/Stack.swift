@@ -30,8 +30,8 @@ final class Stack: Sendable {
   private let isHeldToContract: Bool
   /// What further variables the responder gets.
   private let environment: [String: String]
-  /// Where the responder finds its socket listening already.
-  private let socket: UnixSocket?
+  /// The sockets that the responder finds listening already, by their names for it.
+  private let sockets: [(name: String, socket: UnixSocket)]
   private let responderBox = ResponderBox()
 
   private actor ResponderBox {
@@ -47,7 +47,7 @@ final class Stack: Sendable {
 
   private init(
     directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String],
-    environment: [String: String], socket: UnixSocket?, isHeldToContract: Bool
+    environment: [String: String], sockets: [(name: String, socket: UnixSocket)], isHeldToContract: Bool
   ) {
     self.directory = directory
     self.nginx = nginx
@@ -56,7 +56,7 @@ final class Stack: Sendable {
     self.settings = settings
     self.isHeldToContract = isHeldToContract
     self.environment = environment
-    self.socket = socket
+    self.sockets = sockets
   }
 
   /// Runs `body` with the system, and ends all of it afterwards.
@@ -65,10 +65,10 @@ final class Stack: Sendable {
   ///   - settings: flags of the responder without their dashes.
   ///   - isHeldToContract: holds each answer to a request against the system's OpenAPI document.
   ///   - environment: makes further variables of the responder, of the directory of the test.
-  ///   - holdsSocket: has the responder's socket listen all the time, as a service manager does.
+  ///   - holdsSockets: has the responder's sockets listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
-    environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSocket: Bool = false,
+    environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSockets: Bool = false,
     isHeldToContract: Bool = false, _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
@@ -94,7 +94,9 @@ final class Stack: Sendable {
           let stack = Stack(
             directory: directory, nginx: nginx, modelURL: modelURL, cli: cli, settings: settings,
             environment: environment(directory),
-            socket: holdsSocket ? try UnixSocket(listeningAt: directory + "/s/r.sock") : nil,
+            sockets: try (holdsSockets ? [("fastcgi", "r.sock"), ("websocket", "websocket.sock")] : []).map {
+              ($0, try UnixSocket(listeningAt: directory + "/s/" + $1))
+            },
             isHeldToContract: isHeldToContract)
           do {
             try await stack.startResponder()
@@ -167,6 +169,7 @@ final class Stack: Sendable {
     flags["socket-path"] = directory + "/s/r.sock"
     flags["demo-model-url"] = modelURL
     flags["model-socket"] = directory + "/m/api.sock"
+    flags["model-log"] = nginx.prefix + "/logs/model.log"
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")
@@ -175,13 +178,15 @@ final class Stack: Sendable {
     var variables = Nginx.withoutCredentials
     for (name, value) in environment { variables[name] = value }
     var command = [Self.product("claude-api-server"), "serve"] + flags.map { "--\($0.key)=\($0.value)" }
-    if socket != nil {
+    if !sockets.isEmpty {
+      variables["LISTEN_FDS"] = "\(sockets.count)"
+      variables["LISTEN_FDNAMES"] = sockets.map(\.name).joined(separator: ":")
       // Only the child knows the number that has to be in the variable.
-      command = ["/bin/sh", "-c", #"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fastcgi exec "$@""#, "sh"] + command
+      command = ["/bin/sh", "-c", #"LISTEN_PID=$$ exec "$@""#, "sh"] + command
     }
     let child = try ChildProcess(
       command, environment: variables, output: directory + "/responder.log",
-      descriptors: socket.map { [$0.descriptor] } ?? [])
+      descriptors: sockets.map(\.socket.descriptor))
     await responderBox.set(child)
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
@@ -266,21 +271,18 @@ final class Stack: Sendable {
   // MARK: Shortcuts
 
   /// Makes a key of a role by the command line, beside the running responder, and returns it.
-  func createKey(_ role: String) async throws -> String {
-    let output = "\(directory)/key.\(UUID().uuidString)"
-    let exit = try await TestSupport.run(
-      [
-        Self.product("claude-api-server"), "keys", "create", "--name", "test", "--role", role, "--state-dir",
-        stateDirectory,
-      ], output: output)
-    let key = text(of: output).trimmingCharacters(in: .whitespacesAndNewlines)
-    guard exit == .status(0), key.hasPrefix("cak_") else { throw Failure("keys create: \(exit) \(key)") }
+  ///
+  /// - Parameter options: further ones of `keys create`.
+  func createKey(_ role: String, _ options: [String] = []) async throws -> String {
+    let key = try await keys(["create", "--name", "test", "--role", role] + options)
+      .trimmingCharacters(in: .whitespacesAndNewlines)
+    guard key.hasPrefix("cak_") else { throw Failure("keys create: \(key)") }
     return key
   }
 
   /// Creates a session and returns its id.
-  func createSession() async throws -> String {
-    let answer = try await post("/sessions", [:])
+  func createSession(key: String? = nil) async throws -> String {
+    let answer = try await post("/sessions", [:], headers: Self.credentials(key))
     guard answer.status == 200, let id = try answer.json["session"]?["id"]?.stringValue else {
       throw Failure("POST /sessions: \(answer.status) \(answer.text)")
     }
@@ -288,13 +290,15 @@ final class Stack: Sendable {
   }
 
   /// Sends a message and returns the response's text.
-  func say(_ prompt: String, to session: String) async throws -> String {
-    let answer = try await post("/sessions/\(session)/messages", ["prompt": .string(prompt)])
+  func say(_ prompt: String, to session: String, headers: HTTPHeaders = [:]) async throws -> String {
+    let answer = try await post("/sessions/\(session)/messages", ["prompt": .string(prompt)], headers: headers)
     guard answer.status == 200, let text = try answer.json["response"]?.stringValue else {
       throw Failure("message: \(answer.status) \(answer.text)")
     }
     return text
   }
+
+  static func credentials(_ key: String?) -> HTTPHeaders { key.map { ["Authorization": "Bearer \($0)"] } ?? [:] }
 
   /// The processes whose environment names this responder's state directory or whose working directory lies in it.
   func processesLeft() throws -> [Int32] {

@@ -112,7 +112,7 @@ import Workspaces
       if mknod(server.workspace + "/zero", S_IFCHR | 0o666, makeDevice(1, 5)) == 0 { names.append("zero") }
       for name in names {
         #expect(try await server.send("GET", server.base + "/files/" + name).problemCode == "special_file")
-        #expect(try await server.json("POST", server.base + "/shares", #"{"path":"\#(name)"}"#).status == 403)
+        #expect(try await server.json("POST", server.base + "/files/share", #"{"path":"\#(name)"}"#).status == 403)
       }
       let archive = try await server.send("GET", server.base + "/archive")
       #expect(archive.status == 200)
@@ -132,7 +132,7 @@ import Workspaces
       let (file, saved, trap) = (server.workspace + "/f", server.workspace + "/saved", server.workspace + "/trap")
       try server.write("inside", to: "f")
       symlink(decoy + "/file", trap)
-      let share = try await server.json("POST", server.base + "/shares", #"{"path":"f"}"#)
+      let share = try await server.json("POST", server.base + "/files/share", #"{"path":"f"}"#)
       let href = try #require(share.text.firstMatch(of: /"href":"([^"]+)"/)?.1).description
       let isDone = Mutex(false)
       let swapper = Task.detached {
@@ -186,7 +186,7 @@ import Workspaces
       }
       symlink(state, server.workspace + "/state")
       symlink("../../state/claude-config/\(id)", server.workspace + "/config")
-      let made = try await server.json("POST", server.base + "/shares", #"{"path":""}"#)
+      let made = try await server.json("POST", server.base + "/files/share", #"{"path":""}"#)
       let href = try #require(made.text.firstMatch(of: /"href":"([^"]+)"/)?.1).description
       for base in [server.base + "/files", href] {
         for path in [

@@ -1,5 +1,6 @@
 import ClaudeAPI
 import Foundation
+import Sandbox
 import Sessions
 import TestSupport
 import Testing
@@ -41,7 +42,8 @@ import Workspaces
 
   private func withRepositories(
     limits: WorkspaceLimits = WorkspaceLimits(), sources: (String) -> [String] = { ["file://\($0)/project"] },
-    timeout: Duration = .seconds(60), _ body: (FilesServer, _ repositories: String) async throws -> Void
+    timeout: Duration = .seconds(60), sandbox: GitConfiguration.Sandbox? = nil,
+    _ body: (FilesServer, _ repositories: String) async throws -> Void
   ) async throws {
     try await withTemporaryDirectory { directory in
       let exit = try await run(["bash", "-c", Self.making, "make", directory], output: directory + "/log")
@@ -49,6 +51,7 @@ import Workspaces
       var configuration = FilesConfiguration()
       configuration.git.allowedSources = sources(directory).compactMap { GitURL($0) }
       configuration.git.timeout = timeout
+      configuration.git.sandbox = sandbox
       try await FilesServer.run(limits: limits, configuration: configuration) { server in
         try await body(server, directory)
         #expect(try server.staged.isEmpty)
@@ -231,6 +234,124 @@ import Workspaces
           #expect(try !server.staged.isEmpty)
         }
         try await eventually("nothing is left") { try server.staged.isEmpty }
+      }
+    }
+  }
+
+  /// What is in a repository leads nowhere but to itself, also where the server could go.
+  @Test func submodulesAreNotFetched() async throws {
+    let port = try freePort()
+    let script = """
+      set -eu
+      cd "$1/project"
+      git config -f .gitmodules submodule.web.path web
+      git config -f .gitmodules submodule.web.url "http://127.0.0.1:$2/allowed/web.git"
+      git config -f .gitmodules submodule.web.update checkout
+      git add .gitmodules
+      git update-index --add --cacheinfo "160000,$(git rev-parse HEAD),web"
+      git -c user.name=a -c user.email=a@example.org commit -qm web
+      """
+    try await withRepositories(
+      sources: { ["file://\($0)", "http://127.0.0.1:\(port)/allowed"] }
+    ) { server, repositories in
+      let made = try await run(
+        ["bash", "-c", script, "x", repositories, "\(port)"], output: repositories + "/submodule.log")
+      try #require(made == .status(0), "\(text(of: repositories + "/submodule.log"))")
+      unlink(repositories + "/hook-ran")
+      let hits = repositories + "/hits"
+      try await withChild(["python3", "-c", Self.server, "\(port)", hits], output: repositories + "/server.log") {
+        child in
+        try await waitUntilListening(port: port, child: child)
+        let response = try await create(server, #"{"url":"file://\#(repositories)/project"}"#)
+        #expect(response.status == 200, "\(response.text)")
+        let workspace = try response.decode(Made.self).session.workspace
+        #expect(text(of: workspace + "/.gitmodules").contains("/allowed/web.git"))
+        #expect(try FileManager.default.contentsOfDirectory(atPath: workspace + "/web").isEmpty)
+        #expect(!FileManager.default.fileExists(atPath: workspace + "/.git/modules"))
+        #expect(text(of: hits).isEmpty)
+        // The server does write down who comes.
+        _ = try await create(server, #"{"url":"http://127.0.0.1:\#(port)/allowed/web.git"}"#)
+        #expect(text(of: hits).contains("/allowed/web.git"))
+      }
+    }
+  }
+
+  // MARK: ssh
+
+  /// Keys of a server and a client, and the server's configuration. It runs as this user, who is the only one that can
+  /// log in, and looks at nothing of the machine's own ssh.
+  private static let makingKeys = """
+    set -eu
+    cd "$1"
+    mkdir -m 700 client
+    ssh-keygen -q -t ed25519 -N '' -f host
+    ssh-keygen -q -t ed25519 -N '' -f client/id_ed25519
+    cp client/id_ed25519.pub authorized
+    echo "[127.0.0.1]:$2 $(cut -d' ' -f1,2 host.pub)" >client/known_hosts
+    cat >config <<END
+    ListenAddress 127.0.0.1
+    Port $2
+    HostKey $1/host
+    AuthorizedKeysFile $1/authorized
+    StrictModes no
+    UsePAM no
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+    PermitRootLogin prohibit-password
+    PidFile none
+    END
+    """
+  private static let sshd = "/usr/sbin/sshd"
+  private static let hasSSH = ["/usr/bin/ssh", "/usr/bin/bwrap", sshd].allSatisfy { (path: String) in
+    access(path, X_OK) == 0
+  }
+
+  @Test(.enabled(if: hasSSH, "there is no ssh, sshd or bubblewrap"))
+  func aRepositoryComesOverSSH() async throws {
+    try await withTemporaryDirectory { keys in
+      let port = try freePort()
+      let made = try await run(["bash", "-c", Self.makingKeys, "x", keys, "\(port)"], output: keys + "/log")
+      try #require(made == .status(0), "\(text(of: keys + "/log"))")
+      let sandbox = try await BubblewrapSandbox.prepare(SandboxConfiguration(supportDirectory: keys + "/sandbox"))
+      let host = "ssh://\(NSUserName())@127.0.0.1:\(port)"
+      // Started by root it wants a directory that is root's own.
+      let server = [
+        "/usr/bin/bwrap", "--dev-bind", "/", "/", "--tmpfs", "/run", "--perms", "0755", "--dir", "/run/sshd",
+        "--die-with-parent", Self.sshd, "-D", "-e", "-f", keys + "/config",
+      ]
+      try await withRepositories(
+        sources: { ["\(host)\($0)/project"] },
+        sandbox: { command, directory, _ in
+          sandbox.wrap(command, in: directory, readable: [(path: keys + "/client", place: "/tmp/.ssh")])
+        }
+      ) { files, repositories in
+        try await withChild(server, output: keys + "/sshd.log") { child in
+          try await waitUntilListening(port: port, child: child)
+          let url = host + repositories
+          let response = try await create(files, #"{"url":"\#(url)/project","depth":1}"#)
+          #expect(response.status == 200, "\(response.text) \(text(of: keys + "/sshd.log"))")
+          let workspace = try response.decode(Made.self).session.workspace
+          #expect(text(of: workspace + "/file.txt") == "two\n")
+          #expect(try FileManager.default.contentsOfDirectory(atPath: workspace + "/sub").isEmpty)
+
+          let before = try sessions(files)
+          func refused(_ url: String, _ code: String, _ reason: String) async throws {
+            let response = try await create(files, #"{"url":"\#(url)"}"#)
+            #expect(response.problemCode == code && response.text.contains(reason), "\(response.text)")
+          }
+          try await refused(url + "/inner", "git_source_not_allowed", "allowed-sources")
+          try await refused(url + "/project/none", "git_failed", "does not appear to be a git repository")
+          try Data().write(to: URL(filePath: keys + "/authorized"))
+          try await refused(url + "/project", "git_failed", "Permission denied")
+          try Data().write(to: URL(filePath: keys + "/client/known_hosts"))
+          try await refused(url + "/project", "git_failed", "Host key verification failed")
+          // The host that was refused isn't known from now on.
+          #expect(text(of: keys + "/client/known_hosts").isEmpty)
+          await child.stop()
+          try await eventually("sshd is gone") { (try? RawConnection(port: port)) == nil }
+          try await refused(url + "/project", "git_failed", "Connection refused")
+          #expect(try sessions(files) == before)
+        }
       }
     }
   }

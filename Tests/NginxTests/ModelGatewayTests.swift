@@ -296,6 +296,49 @@ import Testing
     }
   }
 
+  /// A name server that knows one address for every name.
+  private static let nameServer = #"""
+    import socket, sys
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", int(sys.argv[1])))
+    while True:
+        query, client = server.recvfrom(512)
+        end = query.index(b"\0", 12) + 5
+        has = query[end - 4:end - 2] == b"\0\1"
+        head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if has else b"\0\0") + b"\0\0\0\0" + query[12:end]
+        server.sendto(head + (b"\xc0\x0c\0\1\0\1\0\0\0\x1e\0\4\x7f\0\0\1" if has else b""), client)
+    """#
+
+  /// What can't be looked up when nginx starts is looked up later, and is held to its certificate as ever.
+  @Test(arguments: ["ca.pem", "other.pem"])
+  func startsWithoutKnowingWhereTheModelIs(_ ca: String) async throws {
+    try await withTLSUpstream(name: "model.invalid") { directory, port in
+      let names = try freePort()
+      try Self.nameServer.write(toFile: directory + "/names.py", atomically: true, encoding: .utf8)
+      try await withGateway(
+        in: directory, base: "https://model.invalid:\(port)",
+        options: ["--model-ca", "\(directory)/\(ca)", "--model-resolver", "127.0.0.1:\(names)"]
+      ) { gateway in
+        let early = try await gateway.post(host: "model.invalid")
+        #expect(early.status == 502 && early.body.contains("can't be reached"), "\(early)")
+        try await withChild(["python3", directory + "/names.py", "\(names)"], output: directory + "/names.log") {
+          child in
+          let log = gateway.nginx.prefix + "/logs/error.log"
+          var answer = early
+          for _ in 0..<20 where answer.status != 200 && !text(of: log).contains("certificate") {
+            answer = try await gateway.post(host: "model.invalid")
+          }
+          #expect(child.exit == nil, "\(text(of: directory + "/names.log"))")
+          if ca == "ca.pem" {
+            #expect(answer.body == #"{"key":"\#(Self.secret)","sni":"model.invalid"}"#, "\(answer)")
+          } else {
+            #expect(answer.status == 502 && text(of: log).contains("certificate"), "\(answer)")
+          }
+        }
+      }
+    }
+  }
+
   @Test(arguments: [("localhost", "other.pem"), ("other.example", "ca.pem")])
   func refusesACertificateThatIsNotTheModels(_ name: String, _ ca: String) async throws {
     try await withTLSUpstream(name: name) { directory, port in

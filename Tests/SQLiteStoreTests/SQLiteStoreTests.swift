@@ -16,7 +16,8 @@ import Testing
       let path = directory + "/store.sqlite"
       var store = try await reopen(path)
       let session = Session(
-        id: UUID(), name: "a\u{0}b", createdAt: .now(), workspace: "/w", owner: "k", metadata: #"{"a":1}"#)
+        id: UUID(), name: "a\u{0}b", createdAt: .now(), workspace: "/w", owner: "k", metadata: #"{"a":1}"#,
+        network: .modelOnly)
       let claim = IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1, 2])
       let new = NewTurn(sessionID: session.id, prompt: "remember 7", createdAt: .now())
       let event = NewEvent(type: "user.message", turnID: new.id, processedAt: .now(), payload: #"{"x":"é"}"#)
@@ -90,6 +91,45 @@ import Testing
       let limits = KeyLimits([.usdPerDay: .maximum(1)])
       #expect(try await store.setKeyLimits("k", to: limits)?.limits == limits)
       #expect(try await store.setKeyLimits("other", to: limits) == nil)
+      await store.close()
+    }
+  }
+
+  /// Opens a store as the version before left it.
+  @Test func keysAndSessionsOfAnEarlierVersionLeaveTheNetworkToTheServer() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      var store = try await reopen(path)
+      let session = makeSession()
+      _ = try await store.createSession(session)
+      try await store.addKey(
+        APIKey(
+          id: "k", name: "n", role: .user, digest: [UInt8](repeating: 1, count: 32), createdAt: .now(), network: .open))
+      #expect(try await store.keys().map(\.network) == [.open])
+      await store.close()
+      let queue = try DatabaseQueue(path: path)
+      try await queue.write { database in
+        try database.execute(
+          sql: """
+            ALTER TABLE api_keys DROP COLUMN network;
+            ALTER TABLE sessions DROP COLUMN network;
+            DELETE FROM grdb_migrations WHERE identifier = '005-network';
+            """)
+      }
+      try queue.close()
+      store = try await reopen(path)
+      #expect(try await store.session(session.id) == session)
+      #expect(try await store.lookUpKey("k").key?.network == nil)
+      #expect(try await store.setKeyNetwork("k", to: .modelOnly)?.network == .modelOnly)
+      #expect(try await store.setKeyNetwork("other", to: .open) == nil)
+      // Another secret changes nothing of it.
+      #expect(try await store.replaceKeyDigest("k", with: [UInt8](repeating: 2, count: 32))?.network == .modelOnly)
+      await store.close()
+      store = try await reopen(path)
+      #expect(try await store.lookUpKey("k").key?.network == .modelOnly)
+      #expect(try await store.setKeyNetwork("k", to: nil)?.network == nil)
+      #expect(try await store.revokeKey("k", at: .now()))
+      #expect(try await store.setKeyNetwork("k", to: .open) == nil)
       await store.close()
     }
   }

@@ -40,33 +40,4 @@ import Testing
     let manager = try ServiceManager(environment: ["NOTIFY_SOCKET": "/nonexistent/socket"], processID: 7)
     #expect(throws: ServiceManager.Failure.self) { try manager.tell(.ready) }
   }
-
-  /// In a directory that stands for the file system of control groups.
-  @Test func theDelegatedGroupIsDivided() async throws {
-    try await withTemporaryDirectory { directory in
-      let group = directory + "/system.slice/x.service"
-      try FileManager.default.createDirectory(atPath: group + "/server", withIntermediateDirectories: true)
-      for (name, text) in [
-        ("../../membership", "4:memory:/y\n0::/system.slice/x.service\n"), ("cgroup.controllers", "cpuset cpu pids\n"),
-        ("cgroup.subtree_control", ""), ("server/cgroup.procs", ""),
-      ] {
-        try Data(text.utf8).write(to: URL(filePath: group + "/" + name))
-      }
-      let membership = directory + "/membership"
-      let sessions = try DelegatedControlGroup.prepare(root: directory, membership: membership)
-      #expect(sessions == group + "/sessions")
-      #expect(access(sessions, F_OK) == 0)
-      #expect(text(of: group + "/server/cgroup.procs") == "\(getpid())")
-      #expect(text(of: group + "/cgroup.subtree_control") == "+cpu +pids")
-
-      try Data("cpuset\n".utf8).write(to: URL(filePath: group + "/cgroup.controllers"))
-      #expect(throws: DelegatedControlGroup.Failure.self) {
-        try DelegatedControlGroup.prepare(root: directory, membership: membership)
-      }
-      try Data("0::/\n".utf8).write(to: URL(filePath: membership))
-      #expect(throws: DelegatedControlGroup.Failure.self) {
-        try DelegatedControlGroup.prepare(root: directory, membership: membership)
-      }
-    }
-  }
 }

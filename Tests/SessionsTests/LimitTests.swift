@@ -25,6 +25,7 @@ import Testing
     func addKey(_: APIKey) async throws(SessionStoreError) {}
     func replaceKeyDigest(_: String, with _: [UInt8]) async throws(SessionStoreError) -> APIKey? { nil }
     func setKeyLimits(_: String, to _: KeyLimits) async throws(SessionStoreError) -> APIKey? { nil }
+    func setKeyNetwork(_: String, to _: AgentNetwork?) async throws(SessionStoreError) -> APIKey? { nil }
     func revokeKey(_: String, at _: Timestamp) async throws(SessionStoreError) -> Bool { false }
   }
 
@@ -244,18 +245,27 @@ import Testing
   @Test func streamsAreCountedAndBounded() async throws {
     let limits = Self.policy(["a": [.streams: 2], "guest": [:], "b": [:]])
     try await withService(limits: limits, configure: { $0.maximumStreams = 4 }) { service in
-      var leases = [try await service.leaseStream(for: ["a"]), try await service.leaseStream(for: ["a", "guest"])]
-      await #expect(throws: SessionServiceError.self) { try await service.leaseStream(for: ["guest", "a"]) }
+      var leases = [
+        try await service.leaseStream(for: ["a"], over: .webSocket),
+        try await service.leaseStream(for: ["a", "guest"], over: .serverSentEvents),
+      ]
+      await #expect(throws: SessionServiceError.self) {
+        try await service.leaseStream(for: ["guest", "a"], over: .webSocket)
+      }
       #expect(try await service.standing(of: "a").streams == 2)
       #expect(try await service.standing(of: "guest").streams == 1)
-      leases.append(try await service.leaseStream(for: ["b"]))
-      leases.append(try await service.leaseStream(for: ["b"]))
+      #expect(service.streams.count(over: .webSocket) == 1)
+      #expect(service.streams.count(over: .serverSentEvents) == 1)
+      leases.append(try await service.leaseStream(for: ["b"], over: .serverSentEvents))
+      leases.append(try await service.leaseStream(for: ["b"], over: .serverSentEvents))
       await #expect(throws: SessionServiceError.streamsExhausted(maximum: 4)) {
-        try await service.leaseStream(for: ["b"])
+        try await service.leaseStream(for: ["b"], over: .serverSentEvents)
       }
       leases.removeFirst(2)
       #expect(service.streams.count == 2 && service.streams.count(of: "a") == 0)
-      leases.append(try await service.leaseStream(for: ["a"]))
+      #expect(service.streams.count(over: .webSocket) == 0)
+      #expect(service.streams.count(over: .serverSentEvents) == 2)
+      leases.append(try await service.leaseStream(for: ["a"], over: .serverSentEvents))
       #expect(leases.count == 3)
     }
   }

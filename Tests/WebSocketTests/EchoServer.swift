@@ -2,6 +2,7 @@ import HTTPTypes
 import HummingbirdFastCGI
 import Logging
 import NIOCore
+import ServiceLifecycle
 import TestSupport
 import WebSockets
 
@@ -33,6 +34,10 @@ struct Echo: WebSocketApplication {
 /// A server on a unix socket of its own.
 struct TestSockets: Sendable {
   let path: String
+  private let group: ServiceGroup
+
+  /// Has the server end as it would on SIGTERM.
+  func shutDown() async { await group.triggerGracefulShutdown() }
 
   func open(_ target: String = "/echo", headers: [String: String] = [:]) async throws -> RawWebSocket {
     try await RawWebSocket.open(RawConnection(unixSocket: path), path: target, headers: headers)
@@ -47,13 +52,13 @@ struct TestSockets: Sendable {
       let path = directory + "/ws.sock"
       var configuration = WebSocketServerConfiguration(address: .unixSocket(path: path))
       configure(&configuration)
-      let server = WebSocketServer(
-        application: application, configuration: configuration,
-        logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
-      let running = Task { try await server.run() }
+      let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+      let server = WebSocketServer(application: application, configuration: configuration, logger: logger)
+      let group = ServiceGroup(services: [server], logger: logger)
+      let running = Task { try await group.run() }
       do {
         try await waitUntilListening(path, running)
-        let value = try await body(TestSockets(path: path))
+        let value = try await body(TestSockets(path: path, group: group))
         running.cancel()
         _ = await running.result
         return value

@@ -150,6 +150,13 @@ struct SessionServer: Sendable {
       }
     }
 
+    func setKeyNetwork(_ id: String, to network: AgentNetwork?) async throws(SessionStoreError) -> APIKey? {
+      stored.withLock { stored in
+        stored[id]?.network = network
+        return stored[id]
+      }
+    }
+
     func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
       stored.withLock { stored in
         stored[id]?.revokedAt = now

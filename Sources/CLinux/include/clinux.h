@@ -1,6 +1,7 @@
 #pragma once
 
 #include "copy_tree.h"
+#include "directory_page.h"
 #include "extended_attribute.h"
 #include "file_tree.h"
 #include "find_bytes.h"

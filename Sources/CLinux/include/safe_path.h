@@ -27,6 +27,3 @@ int clinux_link_open_file(int fd, int to, const char *name);
 /// Copies `length` bytes of `from`, starting at `offset`, to where `to` stands. Fails with EIO when `from` ends
 /// before.
 int clinux_copy_range(int from, off_t offset, int to, uint64_t length);
-
-/// The type of an entry (DT_DIR and so on): as readdir(3) told it, or by a look at the entry where it couldn't.
-unsigned char clinux_entry_type(int parent, const char *name, unsigned char told);

@@ -22,7 +22,8 @@ extension FilesAPI {
 
   private func postForm(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
-    let (folder, _) = try filePath(request, context)
+    let (folder, endsWithSlash) = try filePath(request, context)
+    if isShare(folder, endsWithSlash: endsWithSlash, request) { return try await createShare(in: id, request, context) }
     let body = try body(context)
     guard let boundary = Self.boundary(request) else {
       throw Problem(
@@ -62,12 +63,15 @@ extension FilesAPI {
     return API.json(json.finish(), status: .created)
   }
 
+  /// Whether the body says that it is a form.
+  static func isForm(_ request: Request) -> Bool {
+    request.headers[.contentType]?.split(separator: ";").first?.trimmed.lowercased() == "multipart/form-data"
+  }
+
   /// The boundary of a form; nil if the body is none.
   static func boundary(_ request: Request) -> [UInt8]? {
-    guard let type = request.headers[.contentType] else { return nil }
-    let pieces = type.split(separator: ";").map(\.trimmed)
-    guard pieces.first?.lowercased() == "multipart/form-data" else { return nil }
-    for piece in pieces.dropFirst() where piece.lowercased().hasPrefix("boundary=") {
+    guard isForm(request), let type = request.headers[.contentType] else { return nil }
+    for piece in type.split(separator: ";").dropFirst().map(\.trimmed) where piece.lowercased().hasPrefix("boundary=") {
       var value = piece.dropFirst("boundary=".count)
       if value.count >= 2, value.first == "\"", value.last == "\"" { value = value.dropFirst().dropLast() }
       return (1...70).contains(value.utf8.count) ? Array(value.utf8) : nil
@@ -77,9 +81,7 @@ extension FilesAPI {
 
   /// A page of another site can make a browser send a form here without asking; browsers then say where it is from.
   static func refuseForeignForm(_ request: Request) throws(Problem) {
-    guard let origin = request.headers[.origin] else { return }
-    let host = origin.split(separator: "/", maxSplits: 2, omittingEmptySubsequences: false).last.map(String.init)
-    guard host == request.head.authority else {
+    guard !PageOrigin.isForeign(request.head) else {
       throw Problem(.foreignOrigin, "A form of another site can't upload files here.")
     }
   }

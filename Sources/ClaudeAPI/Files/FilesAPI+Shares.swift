@@ -14,8 +14,10 @@ import Workspaces
 /// Links by which a file or folder can be read without a key.
 extension FilesAPI {
   func addShareRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {
-    routes.add(
-      .post, "/sessions/{session_id}/shares", "Share a file or folder by a link", for: .change, to: router, createShare)
+    // By the handler of forms, to whose paths this one belongs.
+    routes.describe(
+      .post, "/sessions/{session_id}/files/share", "Share a file or folder by a link",
+      as: "/sessions/{session_id}/files/{path}")
     routes.add(
       .get, "/sessions/{session_id}/shares", "List the shares of a session", for: .read, to: router, listShares)
     routes.add(
@@ -25,12 +27,19 @@ extension FilesAPI {
     }
   }
 
-  private func createShare(_ request: Request, _ context: API.Context) async throws -> Response {
-    let id = try await session(context)
+  /// Whether a request to upload into a folder is one to share something instead. A folder of that name takes forms
+  /// like any other, and is otherwise reached by all other methods.
+  func isShare(_ path: RelativePath, endsWithSlash: Bool, _ request: Request) -> Bool {
+    !endsWithSlash && path.bytes.elementsEqual("share".utf8) && !Self.isForm(request)
+  }
+
+  func createShare(in id: UUID, _ request: Request, _ context: API.Context) async throws -> Response {
     guard configuration.maximumShareLifetime > .zero else {
       throw Problem(.sharingDisabled, "The operator of this server doesn't allow sharing.")
     }
-    let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64", "expires_in"])
+    let fields = try await BodyFields(
+      try await Self.readingBody(request, context, limit: Self.bodyLimit), limit: Self.bodyLimit,
+      known: ["path", "path_base64", "expires_in"])
     let path = try fields.path("path", "path_base64", mayBeRoot: true)
     let longest = Int64(configuration.maximumShareLifetime.components.seconds)
     let seconds = try fields.integer("expires_in") ?? min(86_400, longest)

@@ -1,3 +1,4 @@
+import Crypto
 import HTTPTypes
 import Hummingbird
 import HummingbirdFastCGI
@@ -101,6 +102,15 @@ public struct FilesAPI: Sendable {
         .noBodyFile, "The web server in front doesn't hand uploads over as files.")
     }
     return BodyFile(path: path.isEmpty ? nil : path)
+  }
+
+  /// The request with its body, if that is in a file because another body of the same path may be an upload.
+  static func readingBody(_ request: Request, _ context: API.Context, limit: Int) async throws -> Request {
+    guard let path = context.parametersOfServer["BODY_FILE"], !path.isEmpty else { return request }
+    guard let bytes = try await Workspaces.bytes(of: BodyFile(path: path), limit: limit) else {
+      throw Problem(.contentTooLarge, "The body has more than \(limit) bytes.")
+    }
+    return Request(head: request.head, body: RequestBody(buffer: ByteBuffer(bytes: bytes)))
   }
 
   private func conditions(_ request: Request) throws(Problem) -> WriteConditions {
@@ -249,9 +259,16 @@ public struct FilesAPI: Sendable {
     let listing = try await workspaces.list(path, of: id, after: query.cursor, limit: query.limit)
     let page = ListingPage(
       base: base, path: shown, listing: listing, isFirst: query.cursor == nil, limit: query.limit)
-    let headers: HTTPFields = [.cacheControl: "private, no-cache", .vary: "Accept"]
-    guard wantsJSON else { return Page.response(page.html, headers) }
-    var response = API.json(page.json, headers)
+    let body = wantsJSON ? page.json : page.html
+    // Of all that is shown, so that it changes with anything of it.
+    let digest = SHA256.hash(data: body.readableBytesView).prefix(16)
+    let tag = "\"\(Data(digest).base64EncodedString())\""
+    let headers: HTTPFields = [.cacheControl: "private, no-cache", .vary: "Accept", .eTag: tag]
+    if let known = try tags(request.headers[.ifNoneMatch], weak: true), known.isEmpty || known.contains(tag) {
+      return Response(status: .notModified, headers: headers)
+    }
+    guard wantsJSON else { return Page.response(body, headers, script: FolderScript.policy) }
+    var response = API.json(body, headers)
     response.headers[.xContentTypeOptions] = "nosniff"
     response.headers[.referrerPolicy] = "no-referrer"
     return response

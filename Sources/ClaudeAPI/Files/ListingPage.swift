@@ -25,8 +25,17 @@ struct ListingPage {
   let listing: DirectoryListing
   let isFirst: Bool
   let limit: Int
+  /// The URL's path of the folder, with a slash at its end.
+  private let folder: String
 
-  private var folder: String { path.isRoot ? base.path + "/" : "\(base.path)/\(path.percentEncoded)/" }
+  init(base: Base, path: RelativePath, listing: DirectoryListing, isFirst: Bool, limit: Int) {
+    self.base = base
+    self.path = path
+    self.listing = listing
+    self.isFirst = isFirst
+    self.limit = limit
+    folder = path.isRoot ? base.path + "/" : "\(base.path)/\(path.percentEncoded)/"
+  }
 
   private func href(_ entry: DirectoryListing.Entry) -> String {
     folder + RelativePath.encode(entry.name) + (entry.status.kind == .directory ? "/" : "")
@@ -42,8 +51,10 @@ struct ListingPage {
       json.field("count", Int64(listing.count))
       json.field("entries", array: listing.entries) { json, entry in
         json.object { json in
-          json.field("name", String(decoding: entry.name, as: UTF8.self))
-          if String(validating: entry.name, as: UTF8.self) == nil {
+          if let name = String(validating: entry.name, as: UTF8.self) {
+            json.field("name", name)
+          } else {
+            json.field("name", String(decoding: entry.name, as: UTF8.self))
             json.field("name_base64", Data(entry.name).base64EncodedString())
           }
           json.field("type", entry.status.kind.rawValue)
@@ -70,7 +81,7 @@ struct ListingPage {
     writeCrumbs(&html)
     html.writeString("</nav>\n")
     let items = listing.count == 1 ? "1 item" : "\(Self.grouped(listing.count)) items"
-    html.writeString("<p class=\"tools\"><span>\(items)</span>")
+    html.writeString("<p class=\"tools\"><span role=\"status\">\(items)</span>")
     if let archive = base.archive {
       let query = path.isRoot ? "" : "&amp;path=\(path.percentEncoded)"
       for (format, label) in [("tar.gz", "tar.gz"), ("zip", "zip")] {
@@ -109,7 +120,7 @@ struct ListingPage {
       }
       html.writeString("</p>\n")
     }
-    html.writeString("</main>\n")
+    html.writeString("</main>\n<script>\(FolderScript.text)</script>\n")
     Page.end(&html)
     return html
   }
@@ -139,7 +150,6 @@ struct ListingPage {
   private func write(_ entry: DirectoryListing.Entry, _ html: inout ByteBuffer) {
     let name = Page.escape(String(decoding: entry.name, as: UTF8.self))
     let time = entry.status.timestamp.description
-    let shown = String(time.prefix(16)).replacing("T", with: " ")
     let size: String
     var download = ""
     html.writeString("<tr><td>")
@@ -152,8 +162,9 @@ struct ListingPage {
       }
     case .file:
       size = Self.readable(entry.status.size)
-      html.writeString("<a href=\"\(href(entry))\">\(Self.icon("f"))\(name)</a>")
-      download = Self.download("\(href(entry))?download=1", name, "")
+      let href = href(entry)
+      html.writeString("<a href=\"\(href)\">\(Self.icon("f"))\(name)</a>")
+      download = Self.download(href + "?download=1", name, "")
     case .symbolicLink:
       size = "link"
       html.writeString("<span>\(Self.icon("l"))\(name)</span>")
@@ -163,7 +174,7 @@ struct ListingPage {
     }
     html.writeString(
       """
-      </td><td class="n">\(size)</td><td class="t"><time datetime="\(time)">\(shown)</time></td><td>\(download)</td></tr>
+      </td><td class="n">\(size)</td><td class="t"><time datetime="\(time)">\(time.prefix(10)) \(time.dropFirst(11).prefix(5))</time></td><td>\(download)</td></tr>
 
       """)
   }

@@ -1,8 +1,16 @@
+import Crypto
 import HTTPTypes
 import Hummingbird
 import NIOCore
 
-/// What the pages for people have in common: they are whole without script, and nothing in them runs or is loaded.
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// What the pages for people have in common: they are whole without script, nothing is loaded, and nothing in them runs
+/// but the server's own script of a folder.
 enum Page {
   /// Begins a page up to its body's content.
   static func begin(title: String, _ html: inout ByteBuffer) {
@@ -24,11 +32,15 @@ enum Page {
 
   static func end(_ html: inout ByteBuffer) { html.writeString("</body>\n</html>\n") }
 
-  static func response(_ html: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:]) -> Response {
+  /// - Parameter script: the sources of a policy that let the page's script run.
+  static func response(
+    _ html: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:], script: String? = nil
+  ) -> Response {
     var headers = headers
     headers[.contentType] = "text/html; charset=utf-8"
     headers[.contentSecurityPolicy] =
-      "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+      "default-src 'none'; \(script.map { $0 + "; " } ?? "")style-src '\(styleDigest)'; base-uri 'none'; "
+      + "form-action 'none'; frame-ancestors 'none'"
     headers[.xContentTypeOptions] = "nosniff"
     headers[.referrerPolicy] = "no-referrer"
     return Response(status: status, headers: headers, body: ResponseBody(byteBuffer: html))
@@ -61,8 +73,16 @@ enum Page {
     return best.form
   }
 
+  /// What a policy calls something that is written in the page.
+  static func digest(_ text: String) -> String {
+    "sha256-" + Data(SHA256.hash(data: Data(text.utf8))).base64EncodedString()
+  }
+
+  private static let styleDigest = digest(style)
+
   /// Text as it is written in HTML, also inside of quotes.
   static func escape(_ text: String) -> String {
+    if text.utf8.allSatisfy({ isPlain($0) }) { return text }
     var escaped = ""
     escaped.reserveCapacity(text.utf8.count)
     for scalar in text.unicodeScalars {
@@ -82,6 +102,13 @@ enum Page {
       }
     }
     return escaped
+  }
+
+  private static func isPlain(_ byte: UInt8) -> Bool {
+    switch byte {
+    case UInt8(ascii: "&"), UInt8(ascii: "<"), UInt8(ascii: ">"), UInt8(ascii: "\""), UInt8(ascii: "'"): false
+    default: (0x20..<0x7f).contains(byte)
+    }
   }
 
   private static let style = """
@@ -106,6 +133,7 @@ enum Page {
     .n,.t{white-space:nowrap;color:var(--soft);font-variant-numeric:tabular-nums}.n{text-align:right}
     svg{width:1.15em;height:1.15em;margin-right:.6em;vertical-align:-.2em;fill:none;stroke:var(--soft);stroke-width:1.5}
     .dir{font-weight:600}td>span,.soft,.empty{color:var(--soft)}
+    .fresh{animation:fresh 2s}@keyframes fresh{from{background:#fbbc0433}}@media(prefers-reduced-motion){.fresh{animation:none}}
     .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
     @media(max-width:40rem){thead{display:none}tr{display:grid;grid-template-columns:1fr auto 2.75rem;border-bottom:1px solid var(--line)}
     td{border:0;padding:.55rem .25rem}td:first-child{grid-column:1/3;padding-bottom:0}td:last-child{grid-row:1/3;grid-column:3;padding:0}

@@ -63,7 +63,8 @@ enum Examples {
   ]
 
   static let keyUsage: JSONValue = [
-    "key": "3f9a1c0b7d2e4f68", "name": "laptop", "role": "user", "at": "2026-11-22T20:57:03.051123Z",
+    "key": "3f9a1c0b7d2e4f68", "name": "laptop", "role": "user", "network": nil,
+    "at": "2026-11-22T20:57:03.051123Z",
     "limits": .object(
       Dictionary(
         uniqueKeysWithValues: KeyLimit.allCases.map { limit in

@@ -176,7 +176,9 @@ struct OpenAPIDocument {
     if route.entry.access != .open {
       codes.formUnion([.unauthorized, .noKeys, .tooManyWrongKeys, .tooManyRequests, .storeFailed, .storeBusy])
     }
-    if route.entry.access == .change { codes.formUnion([.readOnlyKey, .shuttingDown, .diskFull, .workspaceFailed]) }
+    if route.entry.access == .change {
+      codes.formUnion([.readOnlyKey, .foreignOrigin, .shuttingDown, .diskFull, .workspaceFailed])
+    }
     if !operation.pathParameters.contains("session_id"), route.entry.access == .read || route.entry.access == .change {
       codes.insert(.keyOfSession)
     }

@@ -20,7 +20,7 @@ extension Parameter {
   static let ifNoneMatch = Parameter(
     "If-None-Match", .string("`*`: only if there is no file yet.", pattern: tags), example: "*")
   private static let tags = #"^(\*|(W/)?"[!#-~]*"( ?, ?(W/)?"[!#-~]*")*)$"#
-  static let entityTag = Parameter("ETag", .string("The file's tag."))
+  static let entityTag = Parameter("ETag", .string("The tag of the file, or of what is shown of the folder."))
 }
 
 extension Schema {
@@ -67,7 +67,7 @@ extension Operation {
     Content("*/*", .anything()), headers: [.entityTag])
 
   static let partAnswer = Answer(206, "Ranges of a file.", Content("*/*", .anything()), headers: [.entityTag])
-  static let unchangedAnswer = Answer(304, "The file is as the tag says.")
+  static let unchangedAnswer = Answer(304, "The file or folder is as the tag says.")
 
   static let fileOperations: [Operation] =
     folderAndFile.enumerated().map { index, path in
@@ -316,7 +316,9 @@ extension Operation {
 
   static let shareOperations: [Operation] = [
     Operation(
-      .post, "/sessions/{session_id}/shares", "createShare", .shares,
+      .post, "/sessions/{session_id}/files/share", "createShare", .shares,
+      "A form to the same path is uploaded into a folder of that name, and other methods mean a file or folder of that "
+        + "name.",
       body: .json(
         .object(
           ofPaths: [("path", "path_base64")],

@@ -223,7 +223,13 @@ enum Schemas {
     "What a key uses, and what is left to it. Periods are those of the calendar in UTC.",
     [
       .required("key", .string("Its id; null without keys.").orNull), .required("name", .string().orNull),
-      .required("role", .string().orNull), .required("at", .timestamp()),
+      .required("role", .string().orNull),
+      .required(
+        "network",
+        .string(
+          "What the agents of its sessions reach: `model-only` (the model's API) or `open`; null leaves it to the server."
+        ).orNull),
+      .required("at", .timestamp()),
       .required(
         "limits",
         .object(

@@ -51,7 +51,7 @@ final class SessionSocket: Sendable {
       var selection = try await api.eventSelection(client.request, of: id)
       selection.holder = principal.withLock { $0?.key }
       let lease = try await Principal.$current.withValue(principal.withLock { $0 }) {
-        try await api.leaseStream(of: id)
+        try await api.leaseStream(of: id, over: .webSocket)
       }
       AuthenticationMiddleware.log(
         .switchingProtocols, principal.withLock { $0 }, "GET \(API.webSocketPath)", session: client.session, .zero,
@@ -116,7 +116,7 @@ final class SessionSocket: Sendable {
           .unauthorized, #"The first message must be {"type": "authenticate", "key": "…"}."#)
       }
       let found = try await authenticator.principal(
-        showing: key, from: client.parameters["REMOTE_ADDR"],
+        showing: key, from: client.parameters["REMOTE_ADDR"], host: client.request.head.authority,
         isLocal: ClientAddress.isLocal(client.request.headers, client.parameters))
       if let found { try await authenticator.authorize(found, .read, session: client.session) }
       principal.withLock { $0 = found }

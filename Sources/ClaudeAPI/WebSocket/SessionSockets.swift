@@ -119,7 +119,8 @@ public struct SessionSockets: WebSocketApplication {
     let shown = Authenticator.credentials(head.headerFields)
     if shown == nil, isUpgrade, try await authenticator.needsKey { return .pending }
     let principal = try await authenticator.principal(
-      showing: shown, from: parameters["REMOTE_ADDR"], isLocal: ClientAddress.isLocal(head.headerFields, parameters))
+      showing: shown, from: parameters["REMOTE_ADDR"], host: head.authority,
+      isLocal: ClientAddress.isLocal(head.headerFields, parameters))
     if let principal { try await authenticator.authorize(principal, .read, session: session) }
     return .granted(principal)
   }
@@ -146,19 +147,11 @@ public struct SessionSockets: WebSocketApplication {
     guard let origin = origins.first else { return }
     if origins.count == 1 {
       if configuration.allowedOrigins.contains(origin) { return }
-      // By name and port, not by scheme: a proxy before this server may end TLS.
-      if let own = head.authority, let asking = Self.authority(ofOrigin: origin), asking == own.lowercased() { return }
+      if PageOrigin.isOwn(origin, head) { return }
     }
     throw Problem(
       .originNotAllowed,
       "A page of another origin may not open this socket; websocket.allowed-origins lists those that may.")
-  }
-
-  private static func authority(ofOrigin origin: String) -> String? {
-    for scheme in ["http://", "https://"] where origin.hasPrefix(scheme) {
-      return String(origin.dropFirst(scheme.count)).lowercased()
-    }
-    return nil
   }
 
   // MARK: Service

@@ -20,23 +20,40 @@ public struct EventMapper: Sendable {
 
   /// A call of the model whose end has not come.
   private struct ModelRequest {
+    static let countNames = [
+      "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
+    ]
     var messageID: String
-    var model: String?
-    var usage: [String: JSONValue]
+    var usage: [String: Int64] = [:]
     /// Types of the previewed events by their blocks' index.
     var blocks: [Int64: String] = [:]
+
+    /// Takes the counts that are in a message; each is a total.
+    mutating func note(_ counts: JSONValue?) {
+      for name in Self.countNames { if let count = counts?[name]?.intValue { usage[name] = count } }
+    }
   }
 
   /// Bytes of one text of a tool's result, and of a raw message, that are kept.
   private static let keptBytes = 256 << 10
+  // A tool can write into the CLI's output what begins and never ends. What is remembered of a turn has bounds that no
+  // honest turn reaches; beyond them the oldest is forgotten.
+  /// Calls of the model at one time, each of a subagent of its own.
+  private static let keptRequests = 256
+  private static let keptMessages = 1024
+  private static let keptCalls = 1024
+  /// Blocks of a message whose previews are told apart.
+  private static let keptBlocks = 1024
+  /// Bytes of an id by which something is remembered.
+  private static let keptID = 128
 
   private let turnID: UUID
   /// By the tool call of the subagent that makes it; "" for the conversation itself.
-  private var requests: [String: ModelRequest] = [:]
+  private var requests = BoundedDictionary<String, ModelRequest>(limit: keptRequests)
   /// How many blocks of a model's message have come, by its id, while it is being streamed.
-  private var blocksSeen: [String: Int] = [:]
+  private var blocksSeen = BoundedDictionary<String, Int>(limit: keptMessages)
   /// Tool calls that go to an MCP server.
-  private var mcpCalls: [String: String] = [:]
+  private var mcpCalls = BoundedDictionary<String, String>(limit: keptCalls)
 
   public init(turnID: UUID) {
     self.turnID = turnID
@@ -59,10 +76,17 @@ public struct EventMapper: Sendable {
 
   /// The ends of what is still open when the turn is over.
   public mutating func finish(at time: Timestamp = .now()) -> [NewEvent] {
-    defer { requests = [:] }
-    return requests.sorted { $0.key < $1.key }.map { parent, request in
-      requestEnd(request, parent, isError: true, time)
-    }
+    requests.removeAll().map { requestEnd($0.value, $0.key, isError: true, time) }
+  }
+
+  /// How much is remembered of the turn, in things of any kind.
+  var rememberedCount: Int {
+    requests.count + blocksSeen.count + mcpCalls.count + requests.contents.values.reduce(0) { $0 + $1.blocks.count }
+  }
+
+  private static func id(_ value: JSONValue?) -> String {
+    let text = value?.stringValue ?? ""
+    return text.utf8.count <= keptID ? text : String(decoding: text.utf8.prefix(keptID), as: UTF8.self)
   }
 
   // MARK: Whole messages
@@ -73,9 +97,10 @@ public struct EventMapper: Sendable {
       var payload: [String: JSONValue] = common(message)
       if let messageID {
         payload["message_id"] = .string(messageID)
-        if let index = blocksSeen[messageID] {
-          payload["preview_id"] = .string(Self.previewID(messageID, Int64(index)))
-          blocksSeen[messageID] = index + 1
+        let key = Self.id(message["message"]?["id"])
+        if let index = blocksSeen[key] {
+          payload["preview_id"] = .string(Self.previewID(key, Int64(index)))
+          blocksSeen.set(key, index + 1)
         }
       }
       switch block["type"]?.stringValue {
@@ -106,7 +131,7 @@ public struct EventMapper: Sendable {
     // The CLI names the tools of MCP servers "mcp__<server>__<tool>".
     if name.hasPrefix("mcp__"), let end = name.dropFirst(5).firstRange(of: "__") {
       let server = String(name[..<end.lowerBound].dropFirst(5))
-      mcpCalls[id] = server
+      mcpCalls.set(Self.id(block["id"]), Self.id(.string(server)))
       payload["name"] = .string(String(name[end.upperBound...]))
       payload["mcp_server_name"] = .string(server)
       return event("agent.mcp_tool_use", time, payload)
@@ -131,7 +156,7 @@ public struct EventMapper: Sendable {
     payload["is_error"] = .bool(block["is_error"]?.boolValue ?? false)
     payload["content"] = .array(Self.content(block["content"], &isCut))
     if isCut { payload["truncated"] = true }
-    if let server = mcpCalls.removeValue(forKey: id) {
+    if let server = mcpCalls.remove(Self.id(block["tool_use_id"])) {
       payload["mcp_server_name"] = .string(server)
       return event("agent.mcp_tool_result", time, payload)
     }
@@ -206,29 +231,28 @@ public struct EventMapper: Sendable {
 
   private mutating func stream(_ message: JSONValue, _ time: Timestamp, _ previews: Bool) -> Output {
     let piece = message["event"] ?? .null
-    let parent = message["parent_tool_use_id"]?.stringValue ?? ""
+    let parent = Self.id(message["parent_tool_use_id"])
     switch piece["type"]?.stringValue {
     case "message_start":
-      let id = piece["message"]?["id"]?.stringValue ?? ""
+      let id = Self.id(piece["message"]?["id"])
       var events: [NewEvent] = []
-      if let open = requests[parent] { events.append(requestEnd(open, parent, isError: true, time)) }
-      let request = ModelRequest(
-        messageID: id, model: piece["message"]?["model"]?.stringValue,
-        usage: piece["message"]?["usage"]?.objectValue ?? [:])
-      requests[parent] = request
-      blocksSeen[id] = 0
+      if let open = requests.remove(parent) { events.append(requestEnd(open, parent, isError: true, time)) }
+      var request = ModelRequest(messageID: id)
+      request.note(piece["message"]?["usage"])
+      if let forgotten = requests.set(parent, request) {
+        events.append(requestEnd(forgotten.value, forgotten.key, isError: true, time))
+      }
+      blocksSeen.set(id, 0)
       var payload = common(message)
       payload["message_id"] = .string(id)
-      if let model = request.model { payload["model"] = .string(model) }
+      if let model = piece["message"]?["model"]?.stringValue { payload["model"] = .string(model) }
       events.append(event("span.model_request_start", time, payload))
       return Output(events: events)
     case "message_delta":
-      for (name, value) in piece["usage"]?.objectValue ?? [:] where !value.isNull {
-        requests[parent]?.usage[name] = value
-      }
+      requests.change(parent) { $0.note(piece["usage"]) }
       return Output()
     case "message_stop":
-      guard let request = requests.removeValue(forKey: parent) else { return Output() }
+      guard let request = requests.remove(parent) else { return Output() }
       return Output(events: [requestEnd(request, parent, isError: false, time)])
     case "content_block_start":
       guard let index = piece["index"]?.intValue, let block = piece["content_block"] else { return Output() }
@@ -242,7 +266,7 @@ public struct EventMapper: Sendable {
         default: "agent.unknown"
         }
       guard let id = requests[parent]?.messageID else { return Output() }
-      requests[parent]?.blocks[index] = type
+      requests.change(parent) { if $0.blocks.count < Self.keptBlocks { $0.blocks[index] = type } }
       guard previews else { return Output() }
       var started: [String: JSONValue] = ["type": .string(type)]
       started["name"] = block["name"]
@@ -270,9 +294,7 @@ public struct EventMapper: Sendable {
     _ request: ModelRequest, _ parent: String, isError: Bool, _ time: Timestamp
   ) -> NewEvent {
     var usage: [String: JSONValue] = [:]
-    for name in ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"] {
-      usage[name] = .int(request.usage[name]?.intValue ?? 0)
-    }
+    for name in ModelRequest.countNames { usage[name] = .int(request.usage[name] ?? 0) }
     var payload: [String: JSONValue] = [
       "message_id": .string(request.messageID), "is_error": .bool(isError), "model_usage": .object(usage),
     ]

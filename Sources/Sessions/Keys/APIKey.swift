@@ -4,6 +4,14 @@
   public import Foundation
 #endif
 
+/// What of the network agents reach.
+public enum AgentNetwork: String, Sendable, Hashable, CaseIterable {
+  /// All that the server's machine reaches, itself included.
+  case open
+  /// The model's API and nothing else.
+  case modelOnly = "model-only"
+}
+
 /// A key of the API as the store knows it: without its secret.
 public struct APIKey: Hashable, Sendable, Identifiable {
   /// What a key may do.
@@ -29,10 +37,13 @@ public struct APIKey: Hashable, Sendable, Identifiable {
   public var revokedAt: Timestamp?
   /// What it may use; the server decides about the rest.
   public var limits: KeyLimits
+  /// What the agents of its sessions reach; nil leaves it to the server. See ``KeyLimitPolicy/network(of:sender:)``.
+  public var network: AgentNetwork?
 
   public init(
     id: String, name: String, role: Role, sessionID: UUID? = nil, digest: [UInt8], createdAt: Timestamp,
-    expiresAt: Timestamp? = nil, revokedAt: Timestamp? = nil, limits: KeyLimits = KeyLimits()
+    expiresAt: Timestamp? = nil, revokedAt: Timestamp? = nil, limits: KeyLimits = KeyLimits(),
+    network: AgentNetwork? = nil
   ) {
     self.id = id
     self.name = name
@@ -43,6 +54,7 @@ public struct APIKey: Hashable, Sendable, Identifiable {
     self.expiresAt = expiresAt
     self.revokedAt = revokedAt
     self.limits = limits
+    self.network = network
   }
 
   /// Whether the key is good at `now`.
@@ -80,6 +92,10 @@ public protocol KeyStore: Sendable {
   ///
   /// - Returns: the key as it is now; nil if there is none, or it is revoked.
   func setKeyLimits(_ id: String, to limits: KeyLimits) async throws(SessionStoreError) -> APIKey?
+  /// Changes what the agents of a key's sessions reach; nil leaves it to the server.
+  ///
+  /// - Returns: the key as it is now; nil if there is none, or it is revoked.
+  func setKeyNetwork(_ id: String, to network: AgentNetwork?) async throws(SessionStoreError) -> APIKey?
   /// - Returns: false if there is no such key. One that is revoked already stays as it is.
   func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool
 }

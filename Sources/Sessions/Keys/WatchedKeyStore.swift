@@ -60,6 +60,12 @@ public final class WatchedKeyStore: KeyStore {
     return key
   }
 
+  public func setKeyNetwork(_ id: String, to network: AgentNetwork?) async throws(SessionStoreError) -> APIKey? {
+    let key = try await store.setKeyNetwork(id, to: network)
+    try announceChange()
+    return key
+  }
+
   public func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool {
     let isFound = try await store.revokeKey(id, at: now)
     try announceChange()

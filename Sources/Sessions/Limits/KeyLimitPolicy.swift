@@ -29,6 +29,24 @@ public struct KeyLimitPolicy: Sendable {
     return accounts
   }
 
+  /// What the agents of a session reach.
+  ///
+  /// They are held to the model's API if the session is, or the key that owns it, or the one that sends the message;
+  /// what opens the network is the owner's key alone.
+  ///
+  /// - Parameter sender: the key that sends the message.
+  /// - Returns: nil if it is left to the server.
+  public func network(of session: Session, sender: String?) async throws(SessionStoreError) -> AgentNetwork? {
+    let owning = try await network(of: session.owner)
+    let asking = sender == session.owner ? owning : try await network(of: sender)
+    return [session.network, owning, asking].contains(.modelOnly) ? .modelOnly : owning
+  }
+
+  private func network(of key: String?) async throws(SessionStoreError) -> AgentNetwork? {
+    guard let key else { return nil }
+    return try await keys?.lookUpKey(key).key?.network
+  }
+
   /// The keys that something in a session counts for.
   public static func keys(owner: String?, sender: String?) -> [String] {
     guard let owner else { return [sender ?? ""] }

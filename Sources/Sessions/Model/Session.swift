@@ -24,13 +24,16 @@ public struct Session: Hashable, Sendable, Identifiable {
   public var metadata: JSONText
   /// Whether the CLI has a transcript of this session, so that it must be resumed and not begun.
   public var hasConversation: Bool
+  /// What its agents reach, whatever the key that owns it says; nil leaves it to that key. A fork takes over what its
+  /// origin was held to. See ``KeyLimitPolicy/network(of:sender:)``.
+  public let network: AgentNetwork?
   /// When its deletion began. A session with this set is visible only to `unfinishedDeletions`.
   public let deletedAt: Timestamp?
 
   public init(
     id: UUID, name: String, createdAt: Timestamp, lastUsed: Timestamp? = nil, workspace: String,
     owner: String? = nil, parentID: UUID? = nil, options: JSONText = "{}", metadata: JSONText = "{}",
-    hasConversation: Bool = false, deletedAt: Timestamp? = nil
+    hasConversation: Bool = false, network: AgentNetwork? = nil, deletedAt: Timestamp? = nil
   ) {
     self.id = id
     self.name = name
@@ -42,6 +45,7 @@ public struct Session: Hashable, Sendable, Identifiable {
     self.options = options
     self.metadata = metadata
     self.hasConversation = hasConversation
+    self.network = network
     self.deletedAt = deletedAt
   }
 }

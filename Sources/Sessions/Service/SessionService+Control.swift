@@ -193,11 +193,16 @@ extension SessionService {
     _ id: UUID, name: String?, owner: String?, _ idempotency: IdempotencyClaim?
   ) async throws(SessionServiceError) -> CreatedSession {
     let source = try await session(id)
+    // What its agents were held to, they and what they left in the workspace are held to in the fork.
+    let network = try await fromStore { () throws(SessionStoreError) in
+      try await self.limits.network(of: source, sender: nil)
+    }
     let forkID = UUID()
     let fork = Session(
       id: forkID, name: name ?? "Session \(forkID.lowercaseString.prefix(8))", createdAt: .now(),
       workspace: workspaces.workspacePath(of: forkID), owner: owner, parentID: id, options: source.options,
-      metadata: source.metadata, hasConversation: source.hasConversation)
+      metadata: source.metadata, hasConversation: source.hasConversation,
+      network: network == .modelOnly ? .modelOnly : nil)
     do throws(SessionServiceError) {
       try await onDisk {
         try await self.workspaces.create(forkID)

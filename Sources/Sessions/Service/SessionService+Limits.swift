@@ -37,14 +37,16 @@ extension SessionService {
   ///
   /// - Parameter keys: those that it counts for; see ``KeyLimitPolicy/keys(owner:sender:)``.
   /// - Throws: `limited`, `streamsExhausted`.
-  public nonisolated func leaseStream(for keys: [String]) async throws(SessionServiceError) -> StreamPlaces.Lease {
+  public nonisolated func leaseStream(
+    for keys: [String], over transport: StreamTransport
+  ) async throws(SessionServiceError) -> StreamPlaces.Lease {
     var accounts: [KeyAccount] = []
     do throws(SessionStoreError) {
       for key in keys { accounts.append(try await limits.account(key)) }
     } catch {
       throw SessionServiceError(error)
     }
-    return try streams.lease(accounts)
+    return try streams.lease(accounts, over: transport)
   }
 }
 

@@ -130,7 +130,7 @@ public actor SessionService {
   /// Nor is anything waited for.
   private var isShuttingDown = false
   let limits: KeyLimitPolicy
-  /// Places for streams; see ``leaseStream(for:)``.
+  /// Places for streams; see ``leaseStream(for:over:)``.
   public nonisolated let streams: StreamPlaces
   /// The right to run.
   private var places: FairQueue
@@ -671,8 +671,12 @@ public actor SessionService {
     let session: Session
     let turn: Turn
     let allowance: Int64?
+    let network: AgentNetwork?
     do throws(SessionServiceError) {
       session = try await self.session(id)
+      network = try await fromStore { () throws(SessionStoreError) in
+        try await self.limits.network(of: session, sender: queued.owner)
+      }
       let change = try await fromStore { () throws(SessionStoreError) in
         try await self.store.startTurn(
           queued.id, at: .now(), events: EventLog.running(queued),
@@ -689,7 +693,7 @@ public actor SessionService {
     }
     let request = TurnRequest(
       session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id),
-      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) })
+      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
     let recorder = TurnRecorder(
       turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     noteStart(turn)
@@ -784,7 +788,7 @@ public actor SessionService {
   ///
   /// Whether the session exists is the caller's to find out; the stream of one that doesn't ends at once.
   ///
-  /// - Parameter lease: see ``leaseStream(for:)``.
+  /// - Parameter lease: see ``leaseStream(for:over:)``.
   public nonisolated func eventStream(
     of id: UUID, _ selection: EventStream.Selection, lease: StreamPlaces.Lease? = nil
   ) -> EventStream {

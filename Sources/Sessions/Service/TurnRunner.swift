@@ -36,12 +36,18 @@ public struct TurnRequest: Hashable, Sendable {
   public let configurationDirectory: String
   /// US dollars that the turn may spend, beside what its options say; nil for no bound.
   public let allowanceUSD: Double?
+  /// What the agent reaches; nil leaves it to the runner.
+  public let network: AgentNetwork?
 
-  public init(session: Session, turn: Turn, configurationDirectory: String, allowanceUSD: Double? = nil) {
+  public init(
+    session: Session, turn: Turn, configurationDirectory: String, allowanceUSD: Double? = nil,
+    network: AgentNetwork? = nil
+  ) {
     self.session = session
     self.turn = turn
     self.configurationDirectory = configurationDirectory
     self.allowanceUSD = allowanceUSD
+    self.network = network
   }
 
   /// What holds for this turn.
