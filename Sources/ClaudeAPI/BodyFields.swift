@@ -59,7 +59,9 @@ struct BodyFields {
     if let unknown = members.keys.filter({ !known.contains($0) }).min() {
       throw Problem(
         .unknownField,
-        "There is no field \(Self.quoted(prefix + unknown)) here; the fields are \(known.joined(separator: ", ")).")
+        "There is no field \(Self.quoted(prefix + unknown)) here; "
+          + (known.isEmpty ? "there are none." : "the fields are \(known.joined(separator: ", ")).")
+      )
     }
   }
 

@@ -27,6 +27,8 @@ actor ClaudeProcess {
   private struct Turn {
     var number: UInt64
     var started = ContinuousClock.now
+    /// The same for the processes that it starts.
+    var startTick = ProcFS.now
     var onMessage: Handler
     /// What the model said so far: whole messages, and the piece of one that is still coming.
     var texts: [String] = []
@@ -34,6 +36,8 @@ actor ClaudeProcess {
     var textBytes = 0
     var model: String?
     var wasInterrupted = false
+    /// Whether the CLI has ended the turn.
+    var hasResult = false
     var retryAfter: Duration?
     /// When the model had finished, as far as can be told before the result comes.
     var finalAnswer: ContinuousClock.Instant?
@@ -99,6 +103,8 @@ actor ClaudeProcess {
 
   /// How much of what the model says in one turn is kept in memory, each text and its pieces counted: 16 MiB.
   private static let keptText = 16 << 20
+  /// How long the tools of an interrupted turn may take to end before they are killed.
+  private static let toolGrace = Duration.milliseconds(200)
   /// How many lines that are no messages are handed on; the rest is only counted.
   private static let garbageHandedOn = 100
 
@@ -311,7 +317,7 @@ actor ClaudeProcess {
   }
 
   private func forceInterrupt(_ number: UInt64) async {
-    guard let turn, turn.number == number, turn.outcome == nil else { return }
+    guard let turn, turn.number == number, !turn.hasResult, turn.outcome == nil else { return }
     await end(.kill, ClaudeFailure(.interrupted, "The turn was interrupted.", partial: partial))
   }
 
@@ -590,8 +596,18 @@ actor ClaudeProcess {
       turn?.texts = []
       turn?.finalAnswer = nil
     } else {
+      turn?.hasResult = true
+      if turn?.wasInterrupted == true { await endTools() }
       finishTurn(with: message.json)
     }
+  }
+
+  /// The CLI tells its tools to end when it is interrupted, but doesn't wait until they have. Who is told that the turn
+  /// has been interrupted must not meet them any more.
+  private func endTools() async {
+    guard let turn, let pid else { return }
+    await StrayProcesses.ofTools(ofSession: command.session.id, cli: pid, since: turn.startTick)
+      .kill(grace: Self.toolGrace)
   }
 
   private func deliver(_ message: ClaudeMessage) async {

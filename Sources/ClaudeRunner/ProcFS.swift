@@ -6,6 +6,8 @@ enum ProcFS {
     var isZombie: Bool
     var parent: pid_t
     var session: pid_t
+    /// When it began, by ``ProcFS/now``.
+    var start: UInt64
     /// Its environment has nothing in it, rather than being out of sight while it starts a program.
     var hasEmptyEnvironment: Bool
   }
@@ -48,14 +50,24 @@ enum ProcFS {
     guard let end = stat.lastIndex(of: ")") else { return nil }
     let fields = stat[end...].split(separator: " ").dropFirst()
     let values = Array(fields.prefix(49))
-    guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]) else { return nil }
+    guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]),
+      let start = UInt64(values[19])
+    else { return nil }
     // A thread of the kernel has no memory, and the start of the code says 1 where one may not look. `execve` gives a
     // process new memory first and tells later where in it the environment is.
     let (memory, code, environment) = (values[20], values[23], (start: values[47], end: values[48]))
     return Status(
-      isZombie: values[0] == "Z", parent: parent, session: session,
+      isZombie: values[0] == "Z", parent: parent, session: session, start: start,
       hasEmptyEnvironment: memory == "0" || code == "1"
         || (environment.end != "0" && environment.start == environment.end))
+  }
+
+  /// The time in the kernel's ticks since the system started, in which it tells when processes began.
+  static var now: UInt64 {
+    var time = timespec()
+    clock_gettime(CLOCK_BOOTTIME, &time)
+    let ticks = UInt64(max(1, sysconf(Int32(_SC_CLK_TCK))))
+    return UInt64(time.tv_sec) * ticks + UInt64(time.tv_nsec) * ticks / 1_000_000_000
   }
 
   static func owner(of pid: pid_t) -> uid_t? {

@@ -10,9 +10,21 @@ struct StrayProcesses: Sendable {
 
   /// A whole entry of the environment, `NAME=value`.
   private let marker: [UInt8]
+  /// If only tools are meant: the CLI whose they are, and when the first of them can have begun.
+  private var tools: (cli: pid_t, since: UInt64)?
 
   static func ofSession(_ id: String) -> StrayProcesses { StrayProcesses(sessionVariable, id) }
   static func ofInstance(_ id: String) -> StrayProcesses { StrayProcesses(instanceVariable, id) }
+
+  /// What the tools of a session have started since a moment of ``ProcFS/now``.
+  ///
+  /// The CLI makes each tool the leader of a session in the system's sense. What it runs for itself, such as MCP
+  /// servers, stays in its own.
+  static func ofTools(ofSession id: String, cli: pid_t, since start: UInt64) -> StrayProcesses {
+    var strays = ofSession(id)
+    strays.tools = (cli, start)
+    return strays
+  }
 
   private init(_ name: String, _ value: String) {
     marker = Array("\(name)=\(value)".utf8)
@@ -20,18 +32,25 @@ struct StrayProcesses: Sendable {
 
   /// Kills them with SIGKILL until there are none, in some 2 s at most.
   ///
+  /// - Parameter grace: how long they may take to end by themselves before that.
   /// - Returns: how many there were. One that the kernel does not let die is given up on.
   @discardableResult
-  func kill() async -> Int {
+  func kill(grace: Duration = .zero) async -> Int {
     // Reading /proc may block, so it happens in a thread that is there for it.
     do {
-      return try await NIOThreadPool.singleton.runIfActive { killNow() }
+      return try await NIOThreadPool.singleton.runIfActive { killNow(grace) }
     } catch {
-      return killNow()
+      return killNow(grace)
     }
   }
 
-  private func killNow() -> Int {
+  private func killNow(_ grace: Duration) -> Int {
+    let end = ContinuousClock.now + grace
+    while grace > .zero, .now < end {
+      let (found, undecided) = look()
+      if found.isEmpty, !undecided { return 0 }
+      usleep(10_000)
+    }
     var killed: Set<pid_t> = []
     for round in 0..<100 {
       let (found, undecided) = look()
@@ -61,7 +80,7 @@ struct StrayProcesses: Sendable {
     for pid in ProcFS.numbers(in: "/proc") where pid != own && ProcFS.owner(of: pid) == user {
       let environment = ProcFS.bytes("/proc/\(pid)/environ")
       if isMarked(environment) {
-        found.append(pid)
+        if isMeant(pid) { found.append(pid) }
       } else if environment.isEmpty, let status = ProcFS.status(of: pid), !status.isZombie,
         !status.hasEmptyEnvironment
       {
@@ -69,6 +88,13 @@ struct StrayProcesses: Sendable {
       }
     }
     return (found, undecided)
+  }
+
+  private func isMeant(_ pid: pid_t) -> Bool {
+    guard let tools else { return true }
+    guard let status = ProcFS.status(of: pid), status.session != tools.cli else { return false }
+    // Its own time counts where the tool has gone and left it behind.
+    return (ProcFS.status(of: status.session)?.start ?? status.start) >= tools.since
   }
 
   private func isMarked(_ environment: [UInt8]) -> Bool {

@@ -61,6 +61,10 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
       try await withThrowingDiscardingTaskGroup { tasks in
         do {
           try await listener.executeThenClose { arriving in
+            // The channel has made the queue of those who wait as short as is its default, whatever its options are.
+            guard listen(socket.descriptor, CInt(clamping: configuration.backlog)) == 0 else {
+              throw FastCGIServerError.system(operation: "listen", errno: errno)
+            }
             for try await handshake in arriving {
               tasks.addTask { await serve(handshake, connections) }
             }

@@ -131,7 +131,7 @@ struct Restore: AsyncParsableCommand {
     let state = StateParts(directory: configuration.stateDirectory)
     try checkUser(state.directory)
     try Workspaces.makeDirectories(state.directory)
-    let lock = try StateLock(state.directory)
+    let lock = try await StateLock(state.directory)
     defer { withExtendedLifetime(lock) {} }
     guard access(state.store.path, F_OK) != 0 else {
       throw ValidationError("There is a store in \(state.directory) already; move it out of the way first.")

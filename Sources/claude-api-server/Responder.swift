@@ -36,7 +36,7 @@ struct Responder {
     let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
     try Workspaces.makeDirectories(configuration.stateDirectory)
     // Only now is it certain that no other responder uses this state.
-    let lock = try StateLock(configuration.stateDirectory)
+    let lock = try await StateLock(configuration.stateDirectory)
     defer { withExtendedLifetime(lock) {} }
     let workspaces = try Workspaces(
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",

@@ -9,13 +9,17 @@ final class StateLock: Sendable {
 
   private let descriptor: CInt
 
+  /// - Parameter patience: how long to wait for the lock. A process that was killed while it started another one leaves
+  ///   the lock to that for the moment until it runs its program.
   /// - Throws: ``Failure`` if another process has the lock, or the directory can't be used.
-  init(_ stateDirectory: String) throws(Failure) {
+  init(_ stateDirectory: String, patience: Duration = .seconds(2)) async throws(Failure) {
     let path = stateDirectory + "/lock"
     descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
     guard descriptor >= 0 else { throw Failure(description: "\(path): \(String(cString: strerror(errno)))") }
-    guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+    let end = ContinuousClock.now + patience
+    while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
       let code = errno
+      if code == EWOULDBLOCK, .now < end, (try? await Task.sleep(for: .milliseconds(10))) != nil { continue }
       close(descriptor)
       throw Failure(
         description: code == EWOULDBLOCK

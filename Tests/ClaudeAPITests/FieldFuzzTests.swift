@@ -69,9 +69,7 @@ import Testing
     let pieces = ["\"", "{", "}", "\\u", ",", ":", "null", "1e999", "[[", "\u{0}", "\"x\":1,", "-"].map {
       Array($0.utf8)
     }
-    var inputs: [(UInt64, [UInt8])] = []
-    Fuzz.rounds(5000) { random, seed in inputs.append((seed, random.mutated(Array(good.utf8), pieces: pieces))) }
-    for (seed, bytes) in inputs {
+    for (seed, bytes) in Fuzz.inputs(5000, { random in random.mutated(Array(good.utf8), pieces: pieces) }) {
       let request = Request(
         head: HTTPRequest(
           method: .post, scheme: "http", authority: "localhost", path: "/x",

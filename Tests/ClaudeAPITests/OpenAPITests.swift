@@ -45,6 +45,11 @@ import Testing
         let body = try await fixture.send(operation.method, path, body: ["zzz": 1])
         #expect(body.status == 422, "\(what): \(body.text)")
         #expect(try Self.names(body.text, "unknown_field") == fields.sorted(), "\(what)")
+        // A session's form has them all, too, and an archive.
+        if operation.id == "createSession" {
+          let form = operation.body?.contents.first { $0.type == "multipart/form-data" }?.schema.fields.map(\.name)
+          #expect(form?.sorted() == (fields + ["archive"]).sorted())
+        }
       }
     }
   }

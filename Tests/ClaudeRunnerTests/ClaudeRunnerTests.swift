@@ -447,6 +447,29 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
+  /// What an earlier turn has left in the background is none of the interrupted one's.
+  @Test func anInterruptedTurnHasNoToolsLeft() async throws {
+    let fixture = try Fixture { $0.interruptTimeout = .seconds(60) }
+    let session = try fixture.session()
+    let earlier = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:stray"))
+    let background = try #require(pid_t(earlier.text))
+    let start = try #require(ProcFS.status(of: background)?.start)
+    while ProcFS.now <= start { try await Task.sleep(for: .milliseconds(1)) }
+    let arrival = Arrival()
+    let outcome = Task {
+      try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:tool")) { arrival.handle($0) }
+    }
+    let said = await arrival.first { $0.kind == .assistant }
+    let tool = try #require(said?.assistantText.flatMap { pid_t($0) })
+    await fixture.runner.interrupt(session: session.id)
+    #expect(await failing { try await outcome.value }?.code == .interrupted)
+    let left = StrayProcesses.ofSession(session.id).find()
+    #expect(!left.contains(tool) && left.contains(background))
+    let next = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "next"))
+    #expect(!next.startedProcess)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func interruptsByForce() async throws {
     let fixture = try Fixture { $0.interruptTimeout = .milliseconds(100) }
     let session = try fixture.session()

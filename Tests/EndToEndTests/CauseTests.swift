@@ -62,7 +62,7 @@ import Testing
       "claude-stall-timeout": "2s", "claude-turn-timeout": "4s", "claude-result-timeout": "1s",
       "claude-line-limit": "65536",
     ]
-    try await Stack.run(settings: settings, isHeldToContract: true) { stack in
+    try await Stack.run(settings: settings) { stack in
       try await Self.check(
         [
           Cause("fake:login", "not_logged_in", 502, mentions: "credentials"),
@@ -95,7 +95,7 @@ import Testing
       unlink(path)
       unlink(path + ".text")
     }
-    try await Stack.run(cli: .file(path), isHeldToContract: true) { stack in
+    try await Stack.run(cli: .file(path)) { stack in
       let id = try await stack.createSession()
       let answer = try await stack.post("/sessions/\(id)/messages", ["prompt": "hello"])
       #expect(answer.status == 503 && answer.headers.first(name: "Retry-After") == nil, "\(answer.text)")
@@ -107,7 +107,7 @@ import Testing
   @Test(.enabled(if: Stack.realCLI != nil, "CLAUDE_API_TEST_CLAUDE names no CLI"))
   func ofTheModel() async throws {
     let settings = ["claude-model-timeout": "2s", "claude-stall-timeout": "20s", "claude-model-retries": "1"]
-    try await Stack.run(cli: .real(path: try #require(Stack.realCLI)), settings: settings, isHeldToContract: true) {
+    try await Stack.run(cli: .real(path: try #require(Stack.realCLI)), settings: settings) {
       stack in
       try await Self.check(
         [

@@ -8,7 +8,7 @@ import Testing
 /// What clients that were written for the earlier system rely on.
 @Suite struct CompatibleCoreTests {
   @Test func theIndexNamesTheRoutesAndTheModel() async throws {
-    try await Stack.run(isHeldToContract: true) { stack in
+    try await Stack.run { stack in
       let answer = try await stack.get("/")
       #expect(answer.status == 200)
       #expect(answer.headers.first(name: "content-type") == "application/json")
@@ -25,7 +25,7 @@ import Testing
   }
 
   @Test func aConversationByTheFiveRoutes() async throws {
-    try await Stack.run(isHeldToContract: true) { stack in
+    try await Stack.run { stack in
       let created = try await stack.post("/sessions", ["initial_prompt": "hello", "session_name": "Test Session"])
       #expect(created.status == 200)
       let session = try #require(try created.json["session"])
@@ -72,7 +72,7 @@ import Testing
   }
 
   @Test func aSessionWithoutPromptOrNameHasADefaultNameAndNoResponse() async throws {
-    try await Stack.run(isHeldToContract: true) { stack in
+    try await Stack.run { stack in
       for body: JSONValue in [
         [:], ["initial_prompt": nil, "session_name": nil], ["initial_prompt": "", "session_name": ""],
       ] {
@@ -86,7 +86,7 @@ import Testing
   }
 
   @Test func aFailedInitialPromptStillGivesTheSession() async throws {
-    try await Stack.run(isHeldToContract: true) { stack in
+    try await Stack.run { stack in
       let created = try await stack.post("/sessions", ["initial_prompt": "fake:error 401"])
       #expect(created.status == 200)
       #expect(try created.json.objectValue?["initial_response"] == JSONValue.null)
@@ -98,7 +98,7 @@ import Testing
   }
 
   @Test func theClientsOwnTestPasses() async throws {
-    try await Stack.run(isHeldToContract: true) { stack in
+    try await Stack.run { stack in
       let log = stack.directory + "/client.log"
       let exit = try await TestSupport.run(
         [Stack.product("claude-api"), "test", "--url", "http://127.0.0.1:\(stack.nginx.port)"], output: log)

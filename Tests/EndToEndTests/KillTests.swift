@@ -8,12 +8,10 @@ import Testing
 
 /// Whatever is killed, and whenever: nothing is lost, nothing happens twice, and nothing is left over.
 @Suite struct KillTests {
-  /// `CLAUDE_API_TEST_KILLS` says how many times; `CLAUDE_API_TEST_SEED` repeats a run.
+  /// `CLAUDE_API_TEST_KILLS` says how many times; `CLAUDE_API_TEST_FUZZ_SEED` repeats a run.
   @Test func nothingIsLostOrLeftOverWhateverIsKilled() async throws {
-    let environment = ProcessInfo.processInfo.environment
-    let kills = environment["CLAUDE_API_TEST_KILLS"].flatMap { Int($0) } ?? 16
-    let seed = environment["CLAUDE_API_TEST_SEED"].flatMap { UInt64($0) } ?? .random(in: 0...UInt64.max)
-    print("seed \(seed)")
+    let kills = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_KILLS"].flatMap { Int($0) } ?? 16
+    let seed = Fuzz.seed(.random(in: 0...UInt64.max))
     try await Stack.run { stack in
       // What is left when a session has lived and is gone.
       let first = try await stack.createSession()
@@ -47,7 +45,7 @@ import Testing
         }
         group.addTask {
           defer { end.come() }
-          var random = Random(seed: seed)
+          var random = SplitMix64(seed: seed)
           for _ in 0..<kills {
             try await Task.sleep(for: .milliseconds(Int.random(in: 20...400, using: &random)))
             switch Int.random(in: 0..<8, using: &random) {
@@ -171,7 +169,7 @@ private struct Footprint {
     return footprint
   }
 
-  /// What a process has open, by what it is, but sockets: a process may inherit those of the test.
+  /// What a process has open, by what it is, but sockets: whether any of those is left is told by its connections.
   private static func descriptors(of pid: Int32) -> [String: Int] {
     let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")) ?? []
     // One may have been closed meanwhile.
@@ -188,22 +186,5 @@ private struct Footprint {
     text(of: "/proc/net/unix").split(separator: "\n").filter { line in
       line.hasSuffix(" " + path) && !line.split(separator: " ").contains("00010000")
     }
-  }
-}
-
-/// Random numbers that are the same for the same seed.
-private struct Random: RandomNumberGenerator {
-  private var state: UInt64
-
-  init(seed: UInt64) {
-    state = seed
-  }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var value = state
-    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
-    return value ^ (value >> 31)
   }
 }

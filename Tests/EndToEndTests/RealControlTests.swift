@@ -17,7 +17,7 @@ struct RealControlTests {
       let running = Task {
         try await stack.post(
           "/sessions/\(id)/messages",
-          ["prompt": #"[[say Working.]] [[tool Bash {"command":"touch started; tail -f /dev/null"}]]"#])
+          ["prompt": #"[[say Working.]] [[tool Bash {"command":"trap '' TERM; touch started; tail -f /dev/null"}]]"#])
       }
       try await stack.until { FileManager.default.fileExists(atPath: "\(stack.workspaceRoot)/\(id)/started") }
       let answer = try await stack.request(.POST, "/sessions/\(id)/interrupt")

@@ -236,6 +236,33 @@ import Testing
 
   // MARK: Many
 
+  /// More of them at once than a listener's queue takes by default, while the responder is busy.
+  @Test func manyClientsAtOnceWaitAndAreNotRefused() async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      let responder = try #require(await stack.responder)
+      responder.signal(SIGSTOP)
+      defer { responder.signal(SIGCONT) }
+      var clients: [RawConnection] = []
+      for _ in 0..<300 {
+        let client = try RawConnection(port: stack.nginx.port)
+        try await client.send(
+          "GET /sessions/\(id)/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            + "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        clients.append(client)
+      }
+      let path = stack.directory + "/s/websocket.sock"
+      try await stack.until {
+        text(of: "/proc/net/unix").split(separator: "\n").count { $0.hasSuffix(path) } > 300
+          || text(of: stack.nginx.prefix + "/logs/access.log").contains(#""status":502"#)
+      }
+      responder.signal(SIGCONT)
+      for client in clients {
+        #expect(try await client.receive(untilText: "\r\n").hasPrefix("HTTP/1.1 101 "))
+      }
+    }
+  }
+
   @Test func idleSocketsTakeNoThreads() async throws {
     try await Stack.run { stack in
       let id = try await stack.createSession()

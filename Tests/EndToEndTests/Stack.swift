@@ -27,7 +27,6 @@ final class Stack: Sendable {
   static let modelKey = "sk-test-\(UUID().uuidString)"
   private let cli: CLI
   private let settings: [String: String]
-  private let isHeldToContract: Bool
   /// What further variables the responder gets.
   private let environment: [String: String]
   /// The sockets that the responder finds listening already, by their names for it.
@@ -47,14 +46,13 @@ final class Stack: Sendable {
 
   private init(
     directory: String, nginx: Nginx, modelURL: String, cli: CLI, settings: [String: String],
-    environment: [String: String], sockets: [(name: String, socket: UnixSocket)], isHeldToContract: Bool
+    environment: [String: String], sockets: [(name: String, socket: UnixSocket)]
   ) {
     self.directory = directory
     self.nginx = nginx
     self.modelURL = modelURL
     self.cli = cli
     self.settings = settings
-    self.isHeldToContract = isHeldToContract
     self.environment = environment
     self.sockets = sockets
   }
@@ -63,13 +61,12 @@ final class Stack: Sendable {
   ///
   /// - Parameters:
   ///   - settings: flags of the responder without their dashes.
-  ///   - isHeldToContract: holds each answer to a request against the system's OpenAPI document.
   ///   - environment: makes further variables of the responder, of the directory of the test.
   ///   - holdsSockets: has the responder's sockets listen all the time, as a service manager does.
   static func run<T>(
     cli: CLI = .fake, settings: [String: String] = [:], nginxOptions: [String] = [],
     environment: (_ directory: String) -> [String: String] = { _ in [:] }, holdsSockets: Bool = false,
-    isHeldToContract: Bool = false, _ body: (Stack) async throws -> T
+    _ body: (Stack) async throws -> T
   ) async throws -> T {
     // Some systems at a time are enough for a small machine.
     await Gate.shared.enter()
@@ -96,8 +93,7 @@ final class Stack: Sendable {
             environment: environment(directory),
             sockets: try (holdsSockets ? [("fastcgi", "r.sock"), ("websocket", "websocket.sock")] : []).map {
               ($0, try UnixSocket(listeningAt: directory + "/s/" + $1))
-            },
-            isHeldToContract: isHeldToContract)
+            })
           do {
             try await stack.startResponder()
             let result = try await body(stack)
@@ -191,9 +187,9 @@ final class Stack: Sendable {
     for _ in 0..<3000 {
       if let exit = child.exit { throw Failure("the responder ended with \(exit)") }
       if let answer = try? await get("/healthz"), answer.status == 200 {
-        if isHeldToContract, contract.withLock({ $0 == nil }) {
+        if Self.contract.withLock({ $0 == nil }) {
           let document = try await get("/openapi.json").json
-          contract.withLock { $0 = Contract(document) }
+          Self.contract.withLock { $0 = Contract(document) }
         }
         return
       }
@@ -258,15 +254,16 @@ final class Stack: Sendable {
     let answer = Answer(
       status: Int(response.status.code), headers: response.headers,
       body: Array(buffer: try await response.body.collect(upTo: 256 << 20)))
-    let objections = contract.withLock { $0 }?.objections(
+    let objections = Self.contract.withLock { $0 }?.objections(
       to: method.rawValue, path, status: answer.status, headers: answer.headers.map { ($0.name, $0.value) },
       body: answer.body)
     for objection in objections ?? [] { Issue.record("Not as the OpenAPI document has it: \(objection)") }
     return answer
   }
 
-  /// What the running version says of itself, against which every answer is held.
-  private let contract = Mutex<Contract?>(nil)
+  /// What the running version says of itself, against which every answer is held: that of the first system, since it is
+  /// the same for all.
+  private static let contract = Mutex<Contract?>(nil)
 
   // MARK: Shortcuts
 

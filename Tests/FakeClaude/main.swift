@@ -263,6 +263,10 @@ func perform(_ prompt: String) {
     hang(untilInterrupt: false)
   case "stray":
     finish("\(spawnStray())")
+  case "tool":
+    // A tool that goes on although it was told to end.
+    say("\(spawnStray())")
+    hang(untilInterrupt: true)
   case "huge":
     emit(text: String(repeating: "x", count: number))
     emit(text: "\n")

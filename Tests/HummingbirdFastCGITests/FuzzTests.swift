@@ -173,12 +173,10 @@ import Testing
   /// A connection that sends rubbish costs the others nothing.
   @Test func theServerOutlivesRubbish() async throws {
     try await TestServer.run(configure: { $0.requestTimeout = .milliseconds(200) }) { server in
-      var inputs: [[UInt8]] = []
-      Fuzz.rounds(200) { random, _ in
-        let bytes = random.one(in: 5) ? random.bytes(1...200) : random.mutated(randomRequest(&random).bytes)
-        inputs.append(bytes)
+      let inputs = Fuzz.inputs(200) { random in
+        random.one(in: 5) ? random.bytes(1...200) : random.mutated(randomRequest(&random).bytes)
       }
-      for bytes in inputs {
+      for (_, bytes) in inputs {
         let client = try server.client()
         try await client.send(bytes)
         client.hangUp()

@@ -40,4 +40,19 @@ import Testing
     let manager = try ServiceManager(environment: ["NOTIFY_SOCKET": "/nonexistent/socket"], processID: 7)
     #expect(throws: ServiceManager.Failure.self) { try manager.tell(.ready) }
   }
+
+  /// One that was killed may have left the state to a child that is just being started.
+  @Test func theStateIsWaitedForOnlyForAWhile() async throws {
+    try await withTemporaryDirectory { directory in
+      let holder = open(directory + "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+      try #require(holder >= 0 && flock(holder, LOCK_EX | LOCK_NB) == 0)
+      await #expect(throws: StateLock.Failure.self) {
+        try await StateLock(directory, patience: .milliseconds(30))
+      }
+      async let lock = StateLock(directory, patience: .seconds(60))
+      try await Task.sleep(for: .milliseconds(50))
+      close(holder)
+      _ = try await lock
+    }
+  }
 }

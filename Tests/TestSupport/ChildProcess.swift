@@ -37,6 +37,10 @@ public final class ChildProcess: Sendable {
       : search.split(separator: ":").map { "\($0)/\(arguments[0])" }.first { access($0, X_OK) == 0 }
         ?? arguments[0]
 
+    // Not all that is open here would be closed for the child, such as the descriptors of event loops.
+    for name in try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd") {
+      if let descriptor = Int32(name), descriptor > 2 { _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC) }
+    }
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     defer { posix_spawn_file_actions_destroy(&actions) }

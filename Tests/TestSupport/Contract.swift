@@ -34,6 +34,10 @@ public struct Contract: Sendable {
         found.append("\(place) has no \(name)")
       }
     }
+    let known = Set((response["headers"]?.objectValue ?? [:]).keys.map { $0.lowercased() })
+    for name in Set(headers.map { $0.0.lowercased() }).subtracting(known).subtracting(Self.ordinaryFields).sorted() {
+      found.append("\(place) has \(name), which isn't described")
+    }
     if method == "HEAD" || status == 204 || status == 304 { return found }
     let type = field("Content-Type") ?? ""
     let contents = response["content"]?.objectValue ?? [:]
@@ -50,6 +54,14 @@ public struct Contract: Sendable {
       return found + ["\(place) is no JSON"]
     }
   }
+
+  /// Header fields whose meaning is that of HTTP wherever they stand.
+  private static let ordinaryFields: Set<String> = [
+    "accept-ranges", "cache-control", "connection", "content-disposition", "content-length", "content-range",
+    "content-security-policy", "content-type", "cross-origin-resource-policy", "date", "keep-alive", "last-modified",
+    "referrer-policy", "server",
+    "strict-transport-security", "transfer-encoding", "vary", "x-content-type-options", "x-frame-options",
+  ]
 
   private func essence(_ type: String) -> String { String(type.prefix { $0 != ";" }) }
 

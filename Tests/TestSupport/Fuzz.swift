@@ -6,13 +6,29 @@ import Foundation
 /// or with that of a round that failed. With `CLAUDE_API_TEST_FUZZ_FILE` the seed of each round is written to that
 /// file before it begins, for rounds that end the process.
 public enum Fuzz {
+  /// The seed to begin with, which the environment may set. It is printed.
+  public static func seed(_ ordinary: UInt64) -> UInt64 {
+    let seed = ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FUZZ_SEED"].flatMap { UInt64($0) } ?? ordinary
+    print("CLAUDE_API_TEST_FUZZ_SEED=\(seed)")
+    return seed
+  }
+
+  /// Inputs for tests that can't use ``rounds(_:seed:_:)`` because they wait for something, each with its seed.
+  public static func inputs<Input>(
+    _ count: Int, seed: UInt64 = 1, _ make: (_ random: inout SplitMix64) throws -> Input
+  ) rethrows -> [(seed: UInt64, input: Input)] {
+    var inputs: [(seed: UInt64, input: Input)] = []
+    try rounds(count, seed: seed) { random, seed in inputs.append((seed, try make(&random))) }
+    return inputs
+  }
+
   /// Runs `body` for a number of rounds. Each has a seed of its own, which belongs into the text of every expectation.
   public static func rounds(
     _ count: Int, seed: UInt64 = 1, _ body: (_ random: inout SplitMix64, _ seed: UInt64) throws -> Void
   ) rethrows {
     let variables = ProcessInfo.processInfo.environment
     let factor = variables["CLAUDE_API_TEST_FUZZ_FACTOR"].flatMap { Int($0) } ?? 1
-    let first = variables["CLAUDE_API_TEST_FUZZ_SEED"].flatMap { UInt64($0) } ?? seed
+    let first = Self.seed(seed)
     for round in 0..<UInt64(count * max(1, factor)) {
       let seed = first &+ round
       if let path = variables["CLAUDE_API_TEST_FUZZ_FILE"] {

@@ -90,10 +90,24 @@ public final class Nginx: Sendable {
 
   /// Ends the workers as the kernel would; the master starts others.
   public func killWorkers() {
+    for pid in workers { _ = Glibc.kill(pid, SIGKILL) }
+  }
+
+  private var workers: [Int32] {
     let master = process.pid
-    for pid in text(of: "/proc/\(master)/task/\(master)/children").split(separator: " ").compactMap({ Int32($0) }) {
-      _ = Glibc.kill(pid, SIGKILL)
+    return text(of: "/proc/\(master)/task/\(master)/children").split(separator: " ").compactMap { Int32($0) }
+  }
+
+  /// Takes a changed configuration up. Returns when the workers with the old one have ended, and the connections at rest
+  /// with them; so there must be no others.
+  public func reload() async throws {
+    let old = workers
+    process.signal(SIGHUP)
+    for _ in 0..<3000 {
+      if old.allSatisfy({ Glibc.kill($0, 0) != 0 }) { return }
+      try await Task.sleep(for: .milliseconds(10))
     }
+    throw Failure(description: "nginx did not take its new configuration up")
   }
 
   private static func command(prefix: String) -> [String] {

@@ -4,8 +4,6 @@ import Testing
 import WebSockets
 
 /// Random and damaged frames against the real listener, compared with a second reading of the rules.
-///
-/// CLAUDE_API_TEST_FUZZ is the number of runs, CLAUDE_API_TEST_SEED the seed, which is printed.
 @Suite struct FuzzTests {
   private static let maximumBytes = 600
   private static let maximumFragments = 6
@@ -18,41 +16,37 @@ import WebSockets
 
   // MARK: Inputs
 
-  private static func input(_ random: inout Random) -> [UInt8] {
+  private static func input(_ random: inout SplitMix64) -> [UInt8] {
     var bytes: [UInt8] = []
     for _ in 0..<Int.random(in: 1...8, using: &random) {
       let opcodes: [UInt8] = [0, 0, 0, 1, 1, 1, 1, 9, 9, 10, 8, 2, UInt8.random(in: 0...15, using: &random)]
       let sizes = [0, 1, 3, 20, 125, 126, 300, 599, 600, 601]
       let size = Int.random(in: 0..<sizes[Int.random(in: 0..<sizes.count, using: &random)] + 1, using: &random)
       var payload = text(size, &random)
-      if one(in: 8, &random) { payload = (0..<size).map { _ in UInt8.random(in: 0...255, using: &random) } }
+      if random.one(in: 8) { payload = (0..<size).map { _ in UInt8.random(in: 0...255, using: &random) } }
       bytes += RawWebSocket.bytes(
-        opcodes[Int.random(in: 0..<opcodes.count, using: &random)], payload, isFinal: !one(in: 3, &random),
-        reserved: one(in: 30, &random) ? UInt8.random(in: 1...7, using: &random) : 0,
-        isMasked: !one(in: 40, &random),
-        length: one(in: 40, &random) ? UInt64.random(in: 0...UInt64.max, using: &random) : nil)
+        opcodes[Int.random(in: 0..<opcodes.count, using: &random)], payload, isFinal: !random.one(in: 3),
+        reserved: random.one(in: 30) ? UInt8.random(in: 1...7, using: &random) : 0,
+        isMasked: !random.one(in: 40),
+        length: random.one(in: 40) ? UInt64.random(in: 0...UInt64.max, using: &random) : nil)
     }
-    if one(in: 2, &random) {
+    if random.one(in: 2) {
       for _ in 0..<Int.random(in: 1...4, using: &random) where !bytes.isEmpty { damage(&bytes, &random) }
     }
     return bytes
   }
 
-  private static func one(in count: Int, _ random: inout Random) -> Bool {
-    Int.random(in: 0..<count, using: &random) == 0
-  }
-
   /// Characters of all lengths, cut wherever the size says.
-  private static func text(_ size: Int, _ random: inout Random) -> [UInt8] {
+  private static func text(_ size: Int, _ random: inout SplitMix64) -> [UInt8] {
     let characters = ["a", "é", "\u{7ff}", "水", "\u{ffff}", "😀", "\u{10ffff}", "\0"]
     var bytes: [UInt8] = []
     while bytes.count < size {
       bytes += Array(characters[Int.random(in: 0..<characters.count, using: &random)].utf8)
     }
-    return one(in: 2, &random) ? Array(bytes.prefix(size)) : bytes
+    return random.one(in: 2) ? Array(bytes.prefix(size)) : bytes
   }
 
-  private static func damage(_ bytes: inout [UInt8], _ random: inout Random) {
+  private static func damage(_ bytes: inout [UInt8], _ random: inout SplitMix64) {
     let place = Int.random(in: 0..<bytes.count, using: &random)
     switch Int.random(in: 0..<5, using: &random) {
     case 0: bytes[place] ^= 1 << UInt8.random(in: 0...7, using: &random)
@@ -156,32 +150,27 @@ import WebSockets
       Self.findings.map { text in
         let digits = Array(text)
         return stride(from: 0, to: digits.count, by: 2).compactMap { UInt8(String(digits[$0...$0 + 1]), radix: 16) }
-      }, seed: 0)
+      }.map { (0, $0) })
   }
 
   @Test func damagedFramesAreReadByTheRules() async throws {
-    let environment = ProcessInfo.processInfo.environment
-    let runs = environment["CLAUDE_API_TEST_FUZZ"].flatMap { Int($0) } ?? 250
-    let seed = environment["CLAUDE_API_TEST_SEED"].flatMap { UInt64($0) } ?? 1
-    print("\(runs) runs with seed \(seed)")
-    var random = Random(seed: seed)
-    try await run((0..<runs).map { _ in Self.input(&random) }, seed: seed)
+    try await run(Fuzz.inputs(250) { random in Self.input(&random) })
   }
 
-  private func run(_ inputs: [[UInt8]], seed: UInt64) async throws {
+  private func run(_ inputs: [(seed: UInt64, input: [UInt8])]) async throws {
     try await TestSockets.run(Echo()) { configuration in
       configuration.maximumMessageBytes = Self.maximumBytes
       configuration.maximumFragments = Self.maximumFragments
       configuration.closeTimeout = .milliseconds(50)
     } _: { sockets in
       try await withThrowingTaskGroup(of: Void.self) { group in
-        for (index, input) in inputs.enumerated() {
+        for (index, (seed, input)) in inputs.enumerated() {
           if index >= 8 { try await group.next() }
           group.addTask {
             var bytes = input
             let expected = Self.expectation(&bytes)
             let socket = try await sockets.open()
-            var random = Random(seed: seed &+ UInt64(index))
+            var random = SplitMix64(seed: seed)
             var rest = bytes[...]
             while !rest.isEmpty {
               let part = rest.prefix(Int.random(in: 1...max(1, bytes.count), using: &random))
@@ -190,7 +179,8 @@ import WebSockets
             }
             var frames = try await socket.rest()
             let close = frames.popLast()
-            let hexadecimal = bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+            let hexadecimal =
+              "seed \(seed): " + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
             #expect(close?.opcode == 8, "\(hexadecimal)")
             // A pong may overtake a text.
             for opcode in [1, 10] as [UInt8] {

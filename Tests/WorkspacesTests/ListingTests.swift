@@ -41,7 +41,7 @@ import Testing
   }
 
   @Test func pagesOfAnyLengthAreTheWholeInOrder() async throws {
-    var random = Random(seed: 7)
+    var random = SplitMix64(seed: 7)
     var names: Set<[UInt8]> = [[0x61], [0x61, 0x01], [0xff], [0xff, 0xfe], Array(".hidden".utf8)]
     let bytes: [UInt8] = [0x01, 0x20, 0x30, 0x31, 0x61, 0x7f, 0x80, 0xff]
     // Names that are equal at first, some of them prefixes of others, and some of bytes that are no text.

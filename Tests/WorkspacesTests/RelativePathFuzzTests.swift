@@ -6,8 +6,6 @@ import Workspaces
 /// What must hold for every path, tried with many. A path that once broke something belongs into `Fixtures/paths.txt`,
 /// one on each line as it is in a URL.
 @Suite struct RelativePathFuzzTests {
-  private static let runs = Int(ProcessInfo.processInfo.environment["CLAUDE_API_TEST_FUZZ_RUNS"] ?? "") ?? 20_000
-
   /// What a path that was taken may be, whatever it was made of.
   private func check(_ path: RelativePath, _ origin: String) {
     for component in path.components {
@@ -40,16 +38,16 @@ import Workspaces
   }
 
   @Test func pathsOfPieces() {
-    var generator = PathGenerator(seed: 4)
-    for _ in 0..<Self.runs { check(escaped: generator.next()) }
+    Fuzz.rounds(20_000) { random, _ in check(escaped: random.path()) }
   }
 
   @Test func anyBytes() throws {
-    var generator = PathGenerator(seed: 5)
-    for _ in 0..<Self.runs {
-      let bytes = generator.bytes()
-      #expect(try RelativePath.decode(RelativePath.encode(bytes).utf8) == bytes)
-      #expect(try RelativePath.decode(RelativePath.encode(bytes, keepingSeparators: true).utf8) == bytes)
+    try Fuzz.rounds(20_000) { random, seed in
+      let bytes = random.pathBytes()
+      let decoded = try RelativePath.decode(RelativePath.encode(bytes).utf8)
+      #expect(decoded == bytes, "seed \(seed)")
+      let kept = try RelativePath.decode(RelativePath.encode(bytes, keepingSeparators: true).utf8)
+      #expect(kept == bytes, "seed \(seed)")
       if let path = try? RelativePath(bytes) { check(path, "\(bytes)") }
       check(escaped: String(decoding: bytes, as: UTF8.self))
     }
@@ -76,10 +74,9 @@ import Workspaces
       symlink("../../decoy", top + "/l")
       let body = directory + "/body"
       try Data("x".utf8).write(to: URL(filePath: body))
-      var generator = PathGenerator(seed: 6)
-      for _ in 0..<Self.runs / 40 {
-        guard let path = try? RelativePath(percentEncoded: generator.next().utf8) else { continue }
-        let other = (try? RelativePath(percentEncoded: generator.next().utf8)) ?? .root
+      for (_, paths) in Fuzz.inputs(500, { random in (random.path(), random.path()) }) {
+        guard let path = try? RelativePath(percentEncoded: paths.0.utf8) else { continue }
+        let other = (try? RelativePath(percentEncoded: paths.1.utf8)) ?? .root
         do { _ = try await workspaces.status(path, of: session) } catch is FileError {}
         do { _ = try await workspaces.put(BodyFile(path: body), at: path, of: session) } catch is FileError {}
         do { _ = try await workspaces.move(path, to: other, of: session, replaces: true) } catch is FileError {}

@@ -1,5 +1,6 @@
 """Many readers of event streams on one thread."""
 
+import os
 import re
 import resource
 import select
@@ -11,16 +12,76 @@ STAMP = re.compile(rb"t=(\d+);")
 
 
 class Stream:
-    """One reader: how much it has got, and what it has got if that is to be kept."""
+    """One reader of server-sent events: how much it has got, and what of an event is still to come."""
 
-    __slots__ = ("socket", "rest", "is_open", "events", "last")
+    __slots__ = ("socket", "rest", "is_open", "events")
 
     def __init__(self, connection):
         self.socket = connection
         self.rest = b""
         self.is_open = False
         self.events = 0
-        self.last = 0
+
+    def take(self, data):
+        """The events that are whole now."""
+        *events, self.rest = (self.rest + data).split(b"\n\n")
+        for event in events:
+            if b"data: " not in event:
+                # The first thing in a stream is when to try again.
+                self.is_open = self.is_open or b"retry: " in event
+                continue
+            self.events += 1
+            yield event
+
+
+class WebSocketStream(Stream):
+    """One reader over a WebSocket, which answers pings."""
+
+    __slots__ = ("is_upgraded",)
+
+    def __init__(self, connection):
+        super().__init__(connection)
+        self.is_upgraded = False
+
+    def take(self, data):
+        self.rest += data
+        if not self.is_upgraded:
+            head, end, rest = self.rest.partition(b"\r\n\r\n")
+            if not end:
+                return
+            if not head.startswith(b"HTTP/1.1 101 "):
+                raise ConnectionError(head.decode(errors="replace"))
+            self.is_upgraded, self.rest = True, rest
+        while True:
+            frame = self.frame()
+            if frame is None:
+                return
+            opcode, payload = frame
+            if opcode == 9:
+                mask = os.urandom(4)
+                masked = bytes(byte ^ mask[place & 3] for place, byte in enumerate(payload))
+                self.socket.sendall(bytes((0x8A, 0x80 | len(payload))) + mask + masked)
+            elif opcode == 1 and payload.startswith(b'{"type":"ready"'):
+                self.is_open = True
+            elif opcode == 1:
+                self.events += 1
+                yield payload
+
+    def frame(self):
+        """The next frame, if it is whole; a server masks and cuts nothing."""
+        if len(self.rest) < 2:
+            return None
+        length, start = self.rest[1], 2
+        if length >= 126:
+            start = 4 if length == 126 else 10
+            if len(self.rest) < start:
+                return None
+            length = int.from_bytes(self.rest[2:start], "big")
+        if len(self.rest) < start + length:
+            return None
+        frame = self.rest[0] & 0x0F, self.rest[start:start + length]
+        self.rest = self.rest[start + length:]
+        return frame
 
 
 class Readers:
@@ -61,9 +122,27 @@ class Readers:
         connection.sendall(fastcgi_request(f"/sessions/{session}/events", query))
         return self.add(connection)
 
-    def add(self, connection):
+    def open_websocket(self, stack, session, query=""):
+        """Through nginx."""
+        return self.upgrade(socket.create_connection(("127.0.0.1", stack.port)), session, query)
+
+    def open_websocket_directly(self, stack, session, query=""):
+        """At the responder's own socket, with what nginx says of the client."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(stack.websocket_socket)
+        return self.upgrade(connection, session, query, "".join(
+            f"Claude-Api-{name}-Addr: 127.0.0.1\r\n" for name in ("Remote", "Server", "Peer")))
+
+    def upgrade(self, connection, session, query, fields=""):
+        connection.sendall(
+            f"GET /sessions/{session}/ws?{query} HTTP/1.1\r\nHost: localhost\r\n{fields}"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+        return self.add(connection, WebSocketStream)
+
+    def add(self, connection, kind=Stream):
         connection.setblocking(False)
-        stream = Stream(connection)
+        stream = kind(connection)
         self.streams[connection.fileno()] = stream
         self.poll.register(connection, select.EPOLLIN)
         return stream
@@ -96,13 +175,7 @@ class Readers:
             del self.streams[stream.socket.fileno()]
             stream.socket.close()
             return
-        *events, stream.rest = (stream.rest + data).split(b"\n\n")
-        for event in events:
-            if b"data: " not in event:
-                # The first thing in a stream is when to try again.
-                stream.is_open = stream.is_open or b"retry: " in event
-                continue
-            stream.events += 1
+        for event in stream.take(data):
             if self.on_event:
                 self.on_event(stream, event, now)
 

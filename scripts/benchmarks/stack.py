@@ -37,6 +37,7 @@ class Stack:
         self.url, self.static_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{plain_port}"
         self.dav_url = self.static_url + "/dav"
         self.socket = f"{directory}/r.sock"
+        self.websocket_socket = f"{directory}/websocket.sock"
         self.workspaces = f"{directory}/state/workspaces"
         self.responder = None
         self.connection = None
@@ -155,14 +156,20 @@ class Stack:
 
     # What the responder uses.
 
-    def status(self, name):
-        text = Path(f"/proc/{self.responder.pid}/status").read_text()
+    def status(self, name, pid=None):
+        text = Path(f"/proc/{pid or self.responder.pid}/status").read_text()
         return int(re.search(rf"^{name}:\s+(\d+)", text, re.M)[1])
 
     @property
     def memory(self):
         """Bytes that are resident."""
         return self.status("VmRSS") * 1024
+
+    @property
+    def memory_of_nginx(self):
+        """Bytes that its workers have for themselves."""
+        workers = Path(f"/proc/{self.nginx.pid}/task/{self.nginx.pid}/children").read_text().split()
+        return sum(self.status("RssAnon", pid) for pid in workers) * 1024
 
     @property
     def descriptors(self):

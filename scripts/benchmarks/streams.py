@@ -86,36 +86,47 @@ def bench_replay(stack, _options):
     report("  written by one CLI as fast as it goes", f"{count / wrote:,.0f} events/s")
 
 
-def bench_idle(stack, _options):
+def bench_idle(stack, options):
+    """Each transport at the responder's socket and through nginx, whose own share is told apart."""
     sessions = [stack.create_session() for _ in range(100)]
-    # A few first, so that what is made once isn't counted.
-    with Readers() as readers:
-        for session in sessions:
-            readers.open_directly(stack, session, "after=latest")
-        readers.wait_until_open()
-    time.sleep(0.5)
-    measure_idle(stack, sessions, 10_000, "at the responder's socket", Readers.open_directly)
     # Each takes two of nginx's connections, and one worker may get most of them.
-    through = min(10_000, min(16_384, stack.descriptors // 2) * 9 // 20)
-    measure_idle(stack, sessions, through, "through nginx", Readers.open)
+    through = min(options.streams, min(16_384, stack.descriptors // 2) * 9 // 20)
+    for name, directly, proxied in (
+            ("SSE streams", Readers.open_directly, Readers.open),
+            ("WebSockets", Readers.open_websocket_directly, Readers.open_websocket)):
+        # A few first, so that what is made once isn't counted.
+        for opened in (directly, proxied):
+            with Readers() as readers:
+                open_all(readers, opened, stack, sessions, len(sessions))
+        time.sleep(0.5)
+        measure_idle(stack, sessions, options.streams, f"{name} at the responder's socket", directly)
+        measure_idle(stack, sessions, through, f"{name} through nginx", proxied)
 
 
-def measure_idle(stack, sessions, count, way, opened):
-    memory, threads = stack.memory, stack.threads
+def open_all(readers, opened, stack, sessions, count):
+    for number in range(count):
+        opened(readers, stack, sessions[number % len(sessions)], "after=latest")
+        # Not all at once: what a storm of requests takes while they are answered isn't what a stream at rest takes.
+        if number % 100 == 99:
+            readers.wait_until_open()
+    readers.wait_until_open()
+
+
+def measure_idle(stack, sessions, count, what, opened):
+    memory, nginx, threads = stack.memory, stack.memory_of_nginx, stack.threads
     with Readers() as readers:
-        for number in range(count):
-            opened(readers, stack, sessions[number % len(sessions)], "after=latest")
-            # Not all at once: what a storm of requests takes while they are answered isn't what a stream at rest takes.
-            if number % 100 == 99:
-                readers.wait_until_open()
-        readers.wait_until_open()
-        time.sleep(1)
+        open_all(readers, opened, stack, sessions, count)
+        readers.read_until(lambda: False, 1)
         seconds = stack.processor_seconds
-        time.sleep(5)
+        readers.read_until(lambda: False, 5)
         seconds = stack.processor_seconds - seconds
-        report(f"{count:,} idle streams {way}",
+        report(f"{count:,} idle {what}",
                f"{(stack.memory - memory) / count / 1024:.2f} KB each, {stack.threads - threads:+d} threads, "
                f"{seconds / 5 * 100:.1f} % of a processor")
+        if opened in (Readers.open, Readers.open_websocket):
+            report("  of nginx beside that", f"{(stack.memory_of_nginx - nginx) / count / 1024:.2f} KB each")
+    # The next ones should find as much as these.
+    time.sleep(1)
 
 
 def bench_broadcast(stack, _options):

@@ -109,10 +109,16 @@ extension FilesAPI {
       guard let text = String(validating: content, as: UTF8.self) else {
         throw Problem(.invalidField, "The field \"\(name)\" must be UTF-8.")
       }
-      // Fields that aren't texts are written as JSON.
-      let isText = name == "session_name" || name == "initial_prompt"
+      let isText = API.textFieldsOfForms.contains(name)
       members[name] = isText ? .string(text) : (try? JSONValue(parsing: content)) ?? .string(text)
     }
     return (try BodyFields(members, known: known), archive)
   }
+}
+
+extension API {
+  /// The fields of a session that stand in a form as they are. The others are written as JSON.
+  static let textFieldsOfForms: Set<String> = [
+    "append_system_prompt", "initial_prompt", "model", "permission_mode", "session_name",
+  ]
 }

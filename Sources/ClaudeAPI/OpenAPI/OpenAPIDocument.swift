@@ -100,8 +100,8 @@ struct OpenAPIDocument {
     var responses: [String: JSONValue] = [:]
     for answer in operation.answers { responses[String(answer.status)] = response(answer, operation, others) }
     for (status, codes) in Dictionary(grouping: Self.problems(of: route), by: \.definition.status) {
-      let name = "\(status)." + codes.map(\.rawValue).joined(separator: ".")
-      components[name] = Self.problemResponse(codes)
+      let name = (["\(status)"] + codes.map(\.rawValue) + (operation.isPage ? ["page"] : [])).joined(separator: ".")
+      components[name] = Self.problemResponse(codes, isPage: operation.isPage)
       responses[String(status)] = ["$ref": .string("#/components/responses/\(name)")]
     }
     json["responses"] = .object(responses)
@@ -130,7 +130,9 @@ struct OpenAPIDocument {
 
   private func response(_ answer: Answer, _ operation: Operation, _ others: [Described]) -> JSONValue {
     var headers = Self.responseHeaders
-    for header in answer.headers { headers[header.name] = Self.header(header) }
+    for header in answer.headers {
+      headers[header.name] = Self.sharedHeaders[header.name] == nil ? Self.header(header) : Self.reference(header.name)
+    }
     var json: [String: JSONValue] = ["description": .string(answer.description), "headers": .object(headers)]
     if !answer.contents.isEmpty { json["content"] = Self.content(answer.contents) }
     let links = links(answer, operation, others)
@@ -186,32 +188,46 @@ struct OpenAPIDocument {
   }
 
   /// The response of some problems that have one status.
-  private static func problemResponse(_ codes: [ProblemCode]) -> JSONValue {
+  ///
+  /// - Parameter isPage: whether browsers get them as a page.
+  private static func problemResponse(_ codes: [ProblemCode], isPage: Bool) -> JSONValue {
     let examples = codes.map { code in
       (code.rawValue, ["summary": .string(code.definition.meaning), "value": example(of: code)] as JSONValue)
     }
     var headers = responseHeaders
     if codes.contains(.unauthorized) { headers["WWW-Authenticate"] = reference("WWW-Authenticate") }
-    if codes.contains(where: { [429, 503, 409, 423, 502, 504].contains($0.definition.status) }) {
-      headers["Retry-After"] = reference("Retry-After")
+    if codes.contains(where: \.mayHaveRetryAfter) { headers["Retry-After"] = reference("Retry-After") }
+    if !Set(codes).isDisjoint(with: [.turnsPerHourLimit, .streamsLimit, .queuedTurnsLimit]) {
+      headers["RateLimit"] = reference("RateLimit")
+      headers["RateLimit-Policy"] = reference("RateLimit-Policy")
+    }
+    if codes.contains(.shuttingDown) {
+      headers["Location"] = header(Parameter("Location", .string("The turn, if the request has made one.")))
+    }
+    if codes.contains(.upgradeRequired) {
+      headers["Upgrade"] = header(Parameter("Upgrade", .constant("websocket")))
+      headers["Sec-WebSocket-Version"] = header(Parameter("Sec-WebSocket-Version", .constant("13")))
+    }
+    var contents: [String: JSONValue] = [
+      "application/problem+json": [
+        "schema": [
+          "allOf": [
+            ["$ref": "#/components/schemas/Problem"],
+            [
+              "type": "object", "additionalProperties": true,
+              "properties": ["code": ["enum": .array(codes.map { .string($0.rawValue) })]],
+            ],
+          ]
+        ],
+        "examples": .object(Dictionary(uniqueKeysWithValues: examples)),
+      ]
+    ]
+    if isPage {
+      contents[Content.page.type] = ["schema": Schema.string("The same for people, with `Accept: text/html`.").json]
     }
     return [
       "description": .string(codes.map { "`\($0.rawValue)`: \($0.definition.meaning)" }.joined(separator: "\n\n")),
-      "headers": .object(headers),
-      "content": [
-        "application/problem+json": [
-          "schema": [
-            "allOf": [
-              ["$ref": "#/components/schemas/Problem"],
-              [
-                "type": "object", "additionalProperties": true,
-                "properties": ["code": ["enum": .array(codes.map { .string($0.rawValue) })]],
-              ],
-            ]
-          ],
-          "examples": .object(Dictionary(uniqueKeysWithValues: examples)),
-        ]
-      ],
+      "headers": .object(headers), "content": .object(contents),
     ]
   }
 
@@ -224,12 +240,17 @@ struct OpenAPIDocument {
 
   // MARK: Header fields
 
-  private static let sharedHeaders: [String: Parameter] = [
+  static let sharedHeaders: [String: Parameter] = [
     "X-Request-Id": Parameter(
       "X-Request-Id", .string("Names the request in the logs.", pattern: "^[0-9a-f]{32}$"), isRequired: true,
       example: "6d1e2f0c9a7b4c35a1d8e4f2b7c60913"),
     "Retry-After": Parameter(
       "Retry-After", .string("Seconds after which another try makes sense.", pattern: "^[0-9]+$"), example: "5"),
+    "RateLimit": Parameter(
+      "RateLimit", .string("What is left of a limit (draft-ietf-httpapi-ratelimit-headers-10), where the key has one."),
+      example: "\"turns-per-hour\";r=7;t=1380"),
+    "RateLimit-Policy": Parameter(
+      "RateLimit-Policy", .string("That limit."), example: "\"turns-per-hour\";q=60;w=3600"),
     "WWW-Authenticate": Parameter("WWW-Authenticate", .string("How to show a key."), example: "Bearer"),
   ]
 
@@ -245,5 +266,15 @@ struct OpenAPIDocument {
     if header.isRequired { json["required"] = true }
     json["example"] = header.example
     return .object(json)
+  }
+}
+
+extension ProblemCode {
+  /// Whether a problem can tell when another try makes sense.
+  fileprivate var mayHaveRetryAfter: Bool {
+    switch self {
+    case .usdPerDayLimit, .usdPerMonthLimit: true
+    default: [409, 423, 429, 502, 503, 504].contains(definition.status)
+    }
   }
 }

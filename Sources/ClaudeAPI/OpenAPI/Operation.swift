@@ -80,6 +80,9 @@ struct Operation: Sendable {
     withQuery.contains(Route(method: method, path: path))
   }
 
+  /// Whether browsers get its answers as pages, its problems among them; see ``ProblemPage``.
+  var isPage: Bool { tag != .server && answers.contains { $0.contents.contains { $0.type == Content.page.type } } }
+
   /// The names of the parameters in the path.
   var pathParameters: [String] {
     path.split(separator: "/").filter { $0.hasPrefix("{") }.map { String($0.dropFirst().dropLast()) }
@@ -146,6 +149,8 @@ struct Content: Sendable {
   static func json(_ schema: Schema, example: JSONValue) -> Content {
     Content("application/json", schema, example: example)
   }
+
+  static let page = Content("text/html; charset=utf-8", .string())
 
   static let eventStream = Content(
     "text/event-stream",

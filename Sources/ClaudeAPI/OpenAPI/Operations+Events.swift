@@ -189,6 +189,6 @@ extension Operation {
       ]),
     Operation(
       .get, "/docs", "getDocumentation", .server,
-      answers: [Answer(200, "This document as a page.", Content("text/html; charset=utf-8", .string()))]),
+      answers: [Answer(200, "This document as a page.", .page)]),
   ]
 }

@@ -19,7 +19,8 @@ extension Parameter {
     example: "\"674105f3-4b4\"")
   static let ifNoneMatch = Parameter(
     "If-None-Match", .string("`*`: only if there is no file yet.", pattern: tags), example: "*")
-  private static let tags = #"^(\*|(W/)?"[!#-~]*"( ?, ?(W/)?"[!#-~]*")*)$"#
+  /// An empty field is none.
+  private static let tags = #"^(\*|(W/)?"[!#-~]*"( ?, ?(W/)?"[!#-~]*")*)?$"#
   static let entityTag = Parameter("ETag", .string("The tag of the file, or of what is shown of the folder."))
 }
 
@@ -63,7 +64,7 @@ extension Operation {
 
   static let fileAnswer = Answer(
     200, "The listing of a folder, or the bytes of a file.",
-    .json(.reference("DirectoryListing"), example: Examples.listing), Content("text/html; charset=utf-8", .string()),
+    .json(.reference("DirectoryListing"), example: Examples.listing), .page,
     Content("*/*", .anything()), headers: [.entityTag])
 
   static let partAnswer = Answer(206, "Ranges of a file.", Content("*/*", .anything()), headers: [.entityTag])

@@ -17,6 +17,7 @@ extension Parameter {
   static let replayed = Parameter(
     "Idempotency-Replayed", .constant("true", "This is the answer to an earlier request with the same key."))
   static let turnLocation = Parameter("Location", .string("The turn."))
+  static let rateLimit = ["RateLimit", "RateLimit-Policy"].compactMap { OpenAPIDocument.sharedHeaders[$0] }
   static let preferenceApplied = Parameter("Preference-Applied", .constant("respond-async"))
 }
 
@@ -69,7 +70,8 @@ extension Operation {
       .post, "/sessions", "createSession", .sessions,
       "With an `initial_prompt` the answer comes when its turn is over; a failure of that turn is told by `error` and "
         + "`error_code`, as the session is there all the same. As a form (multipart/form-data) it may bring an archive "
-        + "that becomes the workspace.",
+        + "that becomes the workspace; fields that are no texts are written as JSON there. With an archive there is no "
+        + "`git` and no `Idempotency-Key`.",
       headers: [.idempotencyKey, .prefer],
       body: Body(
         contents: [
@@ -80,14 +82,13 @@ extension Operation {
             "multipart/form-data",
             .object(
               nil,
-              [
-                .optional(
-                  "initial_prompt",
-                  .string("The first message; empty is none.", pattern: #"^([^\x00]*\S[^\x00]*)?$"#)),
-                .optional("session_name", name),
+              newSession.map { field in
+                let isText = API.textFieldsOfForms.contains(field.name)
+                return .optional(field.name, isText ? field.schema.notNull : field.schema.asText)
+              } + [
                 .optional(
                   "archive",
-                  .string("A tar (also gz, xz, zst) or zip archive, sent with a filename.", format: "binary")),
+                  .string("A tar (also gz, xz, zst) or zip archive, sent with a filename.", format: "binary"))
               ], others: .nothing)),
         ], isRequired: true),
       answers: [
@@ -104,7 +105,7 @@ extension Operation {
                 .optional("error_code", .choice(ProblemCode.self)),
               ]),
             example: ["session": Examples.session, "initial_response": "I remember."]),
-          headers: [.replayed], tells: ["session_id": "$response.body#/session/id"]),
+          headers: [.replayed] + Parameter.rateLimit, tells: ["session_id": "$response.body#/session/id"]),
         Answer(
           202, "The session; its first turn isn't over (`Prefer: respond-async`).",
           .json(
@@ -115,7 +116,7 @@ extension Operation {
                 .required("turn", .reference("Turn")),
               ]),
             example: ["session": Examples.session, "initial_response": nil, "turn": Examples.queuedTurn]),
-          headers: [.turnLocation, .preferenceApplied, .replayed],
+          headers: [.turnLocation, .preferenceApplied, .replayed] + Parameter.rateLimit,
           tells: ["session_id": "$response.body#/session/id", "turn_id": "$response.body#/turn/id"]),
       ],
       problems: [
@@ -219,10 +220,12 @@ extension Operation {
               "session_id": .string(Examples.sessionID), "prompt": "Which number?", "response": "7341",
               "timestamp": "2026-11-22T20:57:03.926558Z", "turn_id": .string(Examples.turnID),
             ]),
-          .eventStream, headers: [.replayed, .turnLocation], tells: ["turn_id": "$response.body#/turn_id"]),
+          .eventStream, headers: [.replayed, .turnLocation] + Parameter.rateLimit,
+          tells: ["turn_id": "$response.body#/turn_id"]),
         Answer(
           202, "The turn, which isn't over.", .json(.reference("Turn"), example: Examples.queuedTurn),
-          headers: [.turnLocation, .preferenceApplied, .replayed], tells: ["turn_id": "$response.body#/id"]),
+          headers: [.turnLocation, .preferenceApplied, .replayed] + Parameter.rateLimit,
+          tells: ["turn_id": "$response.body#/id"]),
       ],
       problems: [.promptTooLarge, .queueFull, .streamsLimit, .streamsExhausted] + ProblemCode.ofLimits
         + ProblemCode.ofTurns),

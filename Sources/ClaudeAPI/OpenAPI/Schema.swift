@@ -80,7 +80,7 @@ extension Schema {
       type: "integer", description,
       [
         "minimum": range.flatMap { $0.lowerBound > .min ? .int($0.lowerBound) : nil },
-        "maximum": range.flatMap { $0.upperBound < .max ? .int($0.upperBound) : nil },
+        "maximum": range.map { .int($0.upperBound) },
       ])
   }
 
@@ -140,6 +140,22 @@ extension Schema {
   static func timestamp(_ description: String? = nil) -> Schema { string(description, format: "date-time") }
 
   static let uuidPattern = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+
+  /// The same, written as JSON in a text.
+  var asText: Schema {
+    var text = Schema.string(description)
+    text.keywords["contentMediaType"] = "application/json"
+    text.keywords["contentSchema"] = json
+    return text
+  }
+
+  /// The same without the null of ``orNull``.
+  var notNull: Schema {
+    var schema = self
+    if case .array(let types)? = keywords["type"], let type = types.first { schema.keywords["type"] = type }
+    if case .array(let words)? = keywords["enum"] { schema.keywords["enum"] = .array(words.filter { !$0.isNull }) }
+    return schema
+  }
 
   /// The same or null.
   var orNull: Schema {
