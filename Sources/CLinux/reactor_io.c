@@ -37,7 +37,13 @@ int clinux_epoll_add_input(int epoll, int fd, uint64_t token)
 
 int clinux_epoll_add_edge(int epoll, int fd, uint64_t token)
 {
-    return control(epoll, EPOLL_CTL_ADD, fd, token, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+    return control(epoll, EPOLL_CTL_ADD, fd, token, EPOLLIN | EPOLLRDHUP | EPOLLET);
+}
+
+int clinux_epoll_set_edge_output(int epoll, int fd, uint64_t token, int enabled)
+{
+    uint32_t output = enabled ? EPOLLOUT : 0;
+    return control(epoll, EPOLL_CTL_MOD, fd, token, EPOLLIN | EPOLLRDHUP | EPOLLET | output);
 }
 
 int clinux_epoll_set_input(int epoll, int fd, uint64_t token, int enabled)

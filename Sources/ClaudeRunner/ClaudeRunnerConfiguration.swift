@@ -23,8 +23,8 @@ public struct ClaudeRunnerConfiguration: Sendable {
 
   /// How many processes live at once, working or idle. Default: physical memory / 200 MB, at least 2.
   public var maximumProcesses = Self.processesFittingMemory()
-  /// How many processes start at once; starting costs much processor time. Default 4.
-  public var maximumStarting = 4
+  /// How many processes start at once; starting costs much processor time. Default: half of the processors.
+  public var maximumStarting = Self.halfOfTheProcessors()
   /// How long a process without a turn is kept. Default 10 minutes.
   public var idleTimeout = Duration.seconds(600)
 

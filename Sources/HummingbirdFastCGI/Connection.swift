@@ -87,6 +87,7 @@ actor Connection: Reactor.Handler {
   private var requestTimer: Reactor.TimerID?
   private var output: Deque<ByteBuffer> = []
   private var outputBytes = 0
+  private var isWaitingForRoom = false
   private var writeTimer: Reactor.TimerID?
   private var writers: [(id: UInt64, continuation: CheckedContinuation<Void, any Error>)] = []
   private var lastWriter: UInt64 = 0
@@ -454,6 +455,10 @@ actor Connection: Reactor.Handler {
           output[0].moveReaderIndex(forwardBy: rest)
         }
       }
+    }
+    if isWaitingForRoom != (outputBytes > 0), let registration {
+      isWaitingForRoom.toggle()
+      reactor.setOutput(registration, enabled: isWaitingForRoom)
     }
     if outputBytes == 0 {
       cancelTimer(&writeTimer)

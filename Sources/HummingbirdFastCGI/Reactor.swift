@@ -189,7 +189,7 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
 
   // MARK: Descriptors
 
-  /// Reports each change of `descriptor` to readable or writable, and hang-ups, to `handler`.
+  /// Reports each change of `descriptor` to readable, and hang-ups, to `handler`.
   func addEdgeTriggered(_ descriptor: CInt, handler: any Handler) throws(FastCGIServerError) -> Registration {
     try add(descriptor, handler) { clinux_epoll_add_edge(epoll, descriptor, $0) }
   }
@@ -214,6 +214,14 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
     }
     handlers[index] = (generation, handler)
     return registration
+  }
+
+  /// Has a registration by `addEdgeTriggered` report room for output, too, or no more. Reports are wanted only while
+  /// something is unsent: otherwise each answer that the peer takes would be one.
+  func setOutput(_ registration: Registration, enabled: Bool) {
+    checkIsolated()
+    let code = clinux_epoll_set_edge_output(epoll, registration.descriptor, registration.token, enabled ? 1 : 0)
+    precondition(code == 0, "epoll_ctl failed: \(errno)")
   }
 
   /// Turns the reports of a registration by `addInput` off or on.

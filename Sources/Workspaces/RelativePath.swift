@@ -59,7 +59,10 @@ public struct RelativePath: Hashable, Sendable {
 
   /// Decodes the escapes of a URL's path.
   public static func decode(_ text: some Sequence<UInt8>) throws(Malformation) -> [UInt8] {
+    let text = Array(text)
+    guard text.contains(UInt8(ascii: "%")) else { return text }
     var bytes: [UInt8] = []
+    bytes.reserveCapacity(text.count)
     var rest = text.makeIterator()
     while let byte = rest.next() {
       if byte != UInt8(ascii: "%") {

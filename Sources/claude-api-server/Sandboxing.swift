@@ -28,7 +28,8 @@ struct Sandboxing {
     var configuration = SandboxConfiguration(supportDirectory: stateDirectory + "/sandbox")
     configuration.maximumProcesses = settings.maximumProcesses
     configuration.maximumMemory = settings.maximumMemory
-    configuration.maximumProcessors = settings.maximumProcessors
+    configuration.maximumProcessors =
+      settings.maximumProcessors ?? ClaudeRunnerConfiguration.halfOfTheProcessors()
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = settings.controlGroups

@@ -137,7 +137,7 @@ struct ServerConfiguration: Sendable {
       key: "claude.max-processes", kind: .integer(1...100_000), defaultText: "memory / 200 MB",
       summary: "CLI processes at once; the one that rests longest ends for a new one")
     static let maximumStarting = Setting(
-      key: "claude.max-starting", kind: .integer(1...1000), defaultText: "2",
+      key: "claude.max-starting", kind: .integer(1...1000), defaultText: "half of the processors",
       summary: "CLI processes that start at the same time")
     static let idleTimeout = Setting(
       key: "claude.idle-timeout", kind: .duration(.seconds(1)...(.seconds(86_400 * 7))), defaultText: "15m",
@@ -209,7 +209,7 @@ struct ServerConfiguration: Sendable {
       key: "sandbox.max-memory", kind: .integer(268_435_456...Int.max), defaultText: "4294967296",
       summary: "bytes of memory of a session with control groups, else of each of its processes")
     static let sandboxProcessors = Setting(
-      key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "all",
+      key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "half of them",
       summary: "processors that a session may keep busy; needs control groups")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
@@ -308,7 +308,7 @@ struct ServerConfiguration: Sendable {
       try settings.list(Row.allowedTools) ?? Row.allowedTools.defaultText.split(separator: ",").map(String.init)
     approvalTimeout = try settings.duration(Row.approvalTimeout) ?? .seconds(600)
     maximumProcesses = try settings.integer(Row.maximumProcesses)
-    maximumStarting = try settings.integer(Row.maximumStarting) ?? 2
+    maximumStarting = try settings.integer(Row.maximumStarting) ?? ClaudeRunnerConfiguration.halfOfTheProcessors()
     idleTimeout = try settings.duration(Row.idleTimeout) ?? .seconds(15 * 60)
     startTimeout = try settings.duration(Row.startTimeout) ?? .seconds(30)
     turnTimeout = try settings.duration(Row.turnTimeout) ?? .seconds(3600)

@@ -53,14 +53,32 @@ import Testing
     #expect(problem.status == 429 && problem.code == "too_many_requests")
   }
 
+  private func atOnce(
+    _ count: Int, _ body: @escaping @Sendable (Int) async throws -> RawResponse
+  ) async throws -> [RawResponse] {
+    try await withThrowingTaskGroup { group in
+      for number in 0..<count { group.addTask { try await body(number) } }
+      return try await group.reduce(into: []) { $0.append($1) }
+    }
+  }
+
+  /// Who asks without a pause, one request after the other, is slowed down and not refused.
+  @Test func whoAsksWithoutAPauseIsSlowedDown() async throws {
+    try await withResponder(options: ["--exempt", "none", "--key-rate", "10"]) { nginx, responder, _ in
+      let start = ContinuousClock.now
+      for _ in 0..<40 {
+        let response = try await get(nginx, key: Self.key(1))
+        #expect(response.status == 200)
+      }
+      // 21 at once, and the others at ten in a second.
+      #expect(ContinuousClock.now - start > .seconds(1))
+    }
+  }
+
   @Test func anAddressHasARateThatNewKeysDontGetRound() async throws {
     try await withResponder(options: Self.tight) { nginx, responder, _ in
-      var refusals: [RawResponse] = []
-      for number in 0..<20 {
-        let response = try await get(nginx, key: Self.key(number))
-        if response.status != 200 { refusals.append(response) }
-      }
-      // Five come through at once, and one more each second, of which some may pass here.
+      let refusals = try await atOnce(20) { try await get(nginx, key: Self.key($0)) }.filter { $0.status != 200 }
+      // Three come through at once and two after waiting, and one more each second, of which some may pass here.
       #expect(responder.requests.count >= 5)
       #expect(!refusals.isEmpty && refusals.count + responder.requests.count == 20)
       for refusal in refusals { try expectRefusal(refusal) }
@@ -69,13 +87,10 @@ import Testing
 
   @Test func aKeyHasARateAcrossAddressesAndHeaders() async throws {
     try await withResponder(options: ["--exempt", "none", "--key-rate", "1"]) { nginx, responder, _ in
-      var refused = 0
-      for number in 0..<20 {
-        let isOld = number.isMultiple(of: 2)
-        let response = try await get(nginx, key: Self.key(1), header: isOld ? "X-Api-Key:" : "Authorization: bearer")
-        if response.status == 429 { refused += 1 }
+      let answers = try await atOnce(20) {
+        try await get(nginx, key: Self.key(1), header: $0.isMultiple(of: 2) ? "X-Api-Key:" : "Authorization: bearer")
       }
-      #expect(refused > 0)
+      #expect(answers.contains { $0.status == 429 })
       // Another key of the same address, and no key, are not concerned.
       #expect(try await get(nginx, key: Self.key(2)).status == 200)
       #expect(try await get(nginx).status == 200)

@@ -24,8 +24,11 @@ typedef struct {
 int clinux_epoll_create(void);
 /// Registers `fd` for input; level-triggered.
 int clinux_epoll_add_input(int epoll, int fd, uint64_t token);
-/// Registers `fd` for input, output and hang-up; edge-triggered.
+/// Registers `fd` for input and hang-up; edge-triggered.
 int clinux_epoll_add_edge(int epoll, int fd, uint64_t token);
+/// Turns reports of room for output on (1) or off (0) for `fd`, which is edge-triggered. What is ready at that moment
+/// is reported, too.
+int clinux_epoll_set_edge_output(int epoll, int fd, uint64_t token, int enabled);
 /// Turns reports for `fd` off (0) or on for input (1), level-triggered.
 int clinux_epoll_set_input(int epoll, int fd, uint64_t token, int enabled);
 int clinux_epoll_remove(int epoll, int fd);

@@ -162,7 +162,7 @@ extension FilesAPI {
     var (time, parts) = (time_t(seconds), tm())
     gmtime_r(&time, &parts)
     let (day, month) = (days[Int(parts.tm_wday)], months[Int(parts.tm_mon)])
-    let clock = [parts.tm_hour, parts.tm_min, parts.tm_sec].map(twoDigits).joined(separator: ":")
+    let clock = "\(twoDigits(parts.tm_hour)):\(twoDigits(parts.tm_min)):\(twoDigits(parts.tm_sec))"
     return "\(day), \(twoDigits(parts.tm_mday)) \(month) \(parts.tm_year + 1900) \(clock) GMT"
   }
 

@@ -75,10 +75,11 @@ public struct FilesAPI: Sendable {
   func path(
     after prefix: String, _ request: Request, _ context: API.Context
   ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
-    let raw = request.uri.path.utf8
+    let raw = Array(request.uri.path.utf8)
     guard raw.starts(with: prefix.utf8) else { throw Problem(.emptyComponent) }
     do throws(RelativePath.Malformation) {
       let whole = try RelativePath.decode(raw)
+      // By bytes: as texts, different ones can be equal.
       if let document = context.parametersOfServer["DOCUMENT_URI"],
         !String(decoding: whole, as: UTF8.self).utf8.elementsEqual(document.utf8)
       {
@@ -186,7 +187,7 @@ public struct FilesAPI: Sendable {
   ///   - shown: the path below the base, if that isn't the workspace.
   func read(
     _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, _ query: ReadQuery,
-    base: ListingPage.Base, shown: RelativePath? = nil
+    base: @autoclosure () -> ListingPage.Base, shown: RelativePath? = nil
   ) async throws -> Response {
     let directBytes = Self.wantsAll(request) ? configuration.maximumDirectBytes : 0
     let status: FileStatus
@@ -203,7 +204,7 @@ public struct FilesAPI: Sendable {
       if endsWithSlash { throw FileError.notADirectory }
       return send(path, of: id, content.map { ($0, status) }, query)
     case .directory:
-      return try await list(path, of: id, request, query, base, shown ?? path)
+      return try await list(path, of: id, request, query, base(), shown ?? path)
     }
   }
 
@@ -213,16 +214,19 @@ public struct FilesAPI: Sendable {
   ) -> Response {
     let type = MediaType(forName: path.name)
     let isInline = !query.isDownload && type.isInline
-    var headers: HTTPFields = [
-      .contentType: type.text,
-      .contentDisposition: ContentDisposition.text(isInline ? "inline" : "attachment", name: path.name),
-      .cacheControl: "private, no-cache",
-    ]
+    var headers = direct == nil ? Self.headersOfFiles : Self.headersOfDirectFiles
+    headers.append(HTTPField(name: .contentType, value: type.text))
+    headers.append(
+      HTTPField(
+        name: .contentDisposition,
+        value: ContentDisposition.text(isInline ? "inline" : "attachment", name: path.name)))
     guard let (content, status) = direct else {
-      headers[.accelRedirect] = "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)"
+      headers.append(
+        HTTPField(name: .accelRedirect, value: "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)"))
       return Response(status: .ok, headers: headers)
     }
-    Self.addHeadersOfNginx(to: &headers, status)
+    headers.append(HTTPField(name: .lastModified, value: Self.httpDate(status.modified)))
+    headers.append(HTTPField(name: .eTag, value: status.entityTag))
     return Response(status: .ok, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: content)))
   }
 
@@ -234,17 +238,18 @@ public struct FilesAPI: Sendable {
       }
   }
 
-  /// What nginx says of the files that it sends, by itself and by its configuration (workspaces.conf).
-  private static func addHeadersOfNginx(to headers: inout HTTPFields, _ status: FileStatus) {
-    headers[.lastModified] = httpDate(status.modified)
-    headers[.eTag] = status.entityTag
-    headers[.acceptRanges] = "bytes"
-    headers[.contentSecurityPolicy] =
-      "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
-    headers[.xContentTypeOptions] = "nosniff"
-    headers[.crossOriginResourcePolicy] = "same-origin"
-    headers[.referrerPolicy] = "no-referrer"
-  }
+  private static let headersOfFiles: HTTPFields = [.cacheControl: "private, no-cache"]
+
+  /// With what nginx says of the files that it sends, by itself and by its configuration (workspaces.conf).
+  private static let headersOfDirectFiles: HTTPFields = [
+    .cacheControl: "private, no-cache",
+    .acceptRanges: "bytes",
+    .contentSecurityPolicy:
+      "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'",
+    .xContentTypeOptions: "nosniff",
+    .crossOriginResourcePolicy: "same-origin",
+    .referrerPolicy: "no-referrer",
+  ]
 
   private func list(
     _ path: RelativePath, of id: UUID, _ request: Request, _ query: ReadQuery, _ base: ListingPage.Base,
