@@ -40,42 +40,45 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
     // A second descriptor of the same socket, since the channel closes the one that it has.
     let descriptor = fcntl(socket.descriptor, F_DUPFD_CLOEXEC, 0)
     guard descriptor >= 0 else { throw FastCGIServerError.system(operation: "fcntl", errno: errno) }
-    let bootstrap = ServerBootstrap(group: group)
-      .childChannelOption(
-        .writeBufferWaterMark,
-        value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater))
-    let listener: NIOAsyncChannel<EventLoopFuture<Handshake<Application.Client>>, Never>
+    // Every connection that was accepted is served to its end, also if the listener is closed at that moment. Only as
+    // many wait in the stream as have just been accepted.
     let connections = Connections()
+    let (handshakes, arrived) = AsyncStream.makeStream(of: EventLoopFuture<Handshake<Application.Client>>.self)
+    let listener: any Channel
     do {
-      listener = try await bootstrap.bind(descriptor) { [configuration, application] channel in
-        channel.eventLoop.makeCompletedFuture {
-          connections.add(channel)
-          return try Handshake.configure(channel, configuration, application)
+      listener = try await ServerBootstrap(group: group)
+        .childChannelOption(
+          .writeBufferWaterMark,
+          value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater)
+        )
+        .childChannelInitializer { [configuration, application] channel in
+          channel.eventLoop.makeCompletedFuture {
+            connections.add(channel)
+            arrived.yield(try Handshake.configure(channel, configuration, application))
+          }
         }
-      }
+        .withBoundSocket(descriptor).get()
     } catch {
       Glibc.close(descriptor)
       throw error
     }
-    try await withGracefulShutdownHandler {
-      try await withThrowingDiscardingTaskGroup { tasks in
-        do {
-          try await listener.executeThenClose { arriving in
-            // The channel has made the queue of those who wait as short as is its default, whatever its options are.
-            guard listen(socket.descriptor, CInt(clamping: configuration.backlog)) == 0 else {
-              throw FastCGIServerError.system(operation: "listen", errno: errno)
-            }
-            for try await handshake in arriving {
-              tasks.addTask { await serve(handshake, connections) }
-            }
-          }
-        } catch ChannelError.alreadyClosed {
-          // A graceful shutdown closes the listener.
+    listener.closeFuture.whenComplete { _ in arrived.finish() }
+    // The channel has made the queue of those who wait as short as is its default, whatever its options are.
+    guard listen(socket.descriptor, CInt(clamping: configuration.backlog)) == 0 else {
+      throw FastCGIServerError.system(operation: "listen", errno: errno)
+    }
+    await withGracefulShutdownHandler {
+      await withDiscardingTaskGroup { tasks in
+        for await handshake in handshakes {
+          tasks.addTask { await serve(handshake, connections) }
         }
-        if Task.isCancelled { connections.closeAll() }
+        if Task.isCancelled {
+          listener.close(promise: nil)
+          connections.closeAll()
+        }
       }
     } onGracefulShutdown: {
-      listener.channel.close(promise: nil)
+      listener.close(promise: nil)
       connections.shutDown(patience: configuration.drainTimeout)
     }
   }
