@@ -110,12 +110,17 @@ int clinux_remove_tree(int parent, const char *name)
 {
     if (unlinkat(parent, name, 0) == 0 || errno == ENOENT) return 0;
     if (errno != EISDIR && errno != EPERM) return -1;
-    int top = open_directory(parent, name);
-    if (top < 0) return errno == ENOENT ? 0 : -1;
-    int result = remove_content(top);
-    int error = errno;
-    close(top);
-    errno = error;
-    if (result < 0) return -1;
-    return unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT ? 0 : -1;
+    // Whoever has a directory of it open may put something into it just before it goes.
+    enum { ATTEMPTS = 32 };
+    for (int attempt = 1;; attempt++) {
+        int top = open_directory(parent, name);
+        if (top < 0) return errno == ENOENT ? 0 : -1;
+        int result = remove_content(top);
+        int error = errno;
+        close(top);
+        errno = error;
+        if (result == 0) result = unlinkat(parent, name, AT_REMOVEDIR);
+        if (result == 0 || errno == ENOENT) return 0;
+        if (errno != ENOTEMPTY || attempt == ATTEMPTS) return -1;
+    }
 }
