@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 /// The little that is needed of /proc. What can't be read is empty: processes end while one looks at them.
