@@ -77,6 +77,7 @@ actor Connection: Reactor.Handler {
   private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
+  private let taskExecutor: ReactorTaskExecutor
   private let descriptor: CInt
   private let environment: ConnectionEnvironment
   private var registration: Reactor.Registration?
@@ -100,9 +101,12 @@ actor Connection: Reactor.Handler {
   nonisolated var unownedExecutor: UnownedSerialExecutor { reactor.asUnownedSerialExecutor() }
 
   /// Takes over `descriptor`. To be called on the reactor's thread.
-  init(descriptor: CInt, reactor: Reactor, environment: ConnectionEnvironment) {
+  init(
+    descriptor: CInt, reactor: Reactor, taskExecutor: ReactorTaskExecutor, environment: ConnectionEnvironment
+  ) {
     self.descriptor = descriptor
     self.reactor = reactor
+    self.taskExecutor = taskExecutor
     self.environment = environment
     scanner = RecordScanner(
       maximumParamsBytes: environment.configuration.maximumParamsBytes,
@@ -240,9 +244,9 @@ actor Connection: Reactor.Handler {
     var exchange = Exchange(
       number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
       open: decoded.open)
-    // Not isolated to this actor: the handler runs on the reactor all the same, as it is the task's preferred
-    // executor, and each change between the two costs a turn in its queue.
-    exchange.task = Task.detached(executorPreference: reactor) { [respond = environment.respond] in
+    // Not isolated to this actor: the handler runs on the reactor's thread all the same, and each change between the
+    // two executors costs a turn in its queue.
+    exchange.task = Task.detached(executorPreference: taskExecutor) { [respond = environment.respond] in
       await self.answer(number, request, source, respond)
     }
     state = .answering(exchange)
@@ -282,20 +286,21 @@ actor Connection: Reactor.Handler {
     do {
       let response = try await respond(request, source)
       if request.method == .head {
-        await send(number, ByteBuffer(responseHead: response), ByteBuffer())
+        await send(number, ByteBuffer(responseHead: response))
       } else if let length = response.body.contentLength, length <= Self.ordinaryAnswerBytes {
         let writer = CollectingWriter(limit: length)
         try await response.body.write(writer)
         await send(number, ByteBuffer(responseHead: response), writer.body)
       } else {
-        await startStream(number, response, source.logger[metadataKey: Self.requestIDKey])
+        let requestID = source.logger[metadataKey: Self.requestIDKey]
+        await startStream(number, response, requestID)
       }
     } catch {
       // A cancelled handler's failure is the consequence of its client's departure.
       if !Task.isCancelled {
         source.logger.error("The handler failed", metadata: ["error": "\(error)"])
       }
-      await send(number, ByteBuffer(responseHead: Response(status: .internalServerError)), ByteBuffer())
+      await send(number, ByteBuffer(responseHead: Response(status: .internalServerError)))
     }
   }
 
@@ -307,7 +312,7 @@ actor Connection: Reactor.Handler {
     park(&exchange)
     let body = response.body
     // Not detached: it goes on with the values of the handler's task.
-    exchange.task = Task(executorPreference: reactor) { await self.stream(number, body, requestID) }
+    exchange.task = Task(executorPreference: taskExecutor) { await self.stream(number, body, requestID) }
     state = .answering(exchange)
     sendStdout(ByteBuffer(responseHead: response), exchange.requestID)
   }
@@ -335,7 +340,10 @@ actor Connection: Reactor.Handler {
   }
 
   /// Sends a whole answer.
-  private func send(_ number: UInt64, _ head: ByteBuffer, _ body: ByteBuffer) {
+  ///
+  /// Its callers come here through the reactor's queue, and that is as well: of the requests that arrived together,
+  /// all are worked out before the first answer wakes the web server, which then finds many.
+  private func send(_ number: UInt64, _ head: ByteBuffer, _ body: ByteBuffer = ByteBuffer()) {
     guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else { return }
     exchange.isEnded = true
     let isOrdinary =
@@ -362,12 +370,29 @@ actor Connection: Reactor.Handler {
   }
 
   /// Sends a part of a streamed body; suspends while too much is unsent.
-  fileprivate func write(_ number: UInt64, _ buffer: ByteBuffer) async throws {
+  fileprivate nonisolated func write(_ number: UInt64, _ buffer: ByteBuffer) async throws {
+    // The task that writes is on the reactor's thread, unless the body has started one of its own.
+    let isFull: Bool
+    if let atOnce = try sendPartAtOnce(number, buffer) {
+      isFull = atOnce
+    } else {
+      isFull = try await sendPart(number, buffer)
+    }
+    if isFull { try await waitUntilSent() }
+  }
+
+  /// Nil if this isn't the reactor's thread.
+  private nonisolated func sendPartAtOnce(_ number: UInt64, _ buffer: ByteBuffer) throws -> Bool? {
+    reactor.isOnThread ? try assumeIsolated { try $0.sendPart(number, buffer) } : nil
+  }
+
+  /// Returns whether so much is unsent that the writer should wait.
+  private func sendPart(_ number: UInt64, _ buffer: ByteBuffer) throws -> Bool {
     guard case .answering(let exchange) = state, exchange.number == number, !exchange.isEnded else {
       throw ConnectionClosed()
     }
     sendStdout(buffer, exchange.requestID)
-    try await waitUntilSent()
+    return isClosed || outputBytes > environment.configuration.outputHighWater
   }
 
   fileprivate func endStream(_ number: UInt64) {
@@ -492,7 +517,7 @@ actor Connection: Reactor.Handler {
         }
       }
     } onCancel: {
-      Task(executorPreference: reactor) { await self.cancelWriter(id) }
+      Task(executorPreference: taskExecutor) { await self.cancelWriter(id) }
     }
   }
 

@@ -10,6 +10,7 @@ actor Listener: Reactor.Handler {
   private static let acceptsPerRound = 64
 
   private let reactor: Reactor
+  private let taskExecutor: ReactorTaskExecutor
   private let environment: ConnectionEnvironment
   private var socket: CInt
   private var registration: Reactor.Registration?
@@ -23,6 +24,7 @@ actor Listener: Reactor.Handler {
   init(socket: CInt, reactor: Reactor, environment: ConnectionEnvironment) {
     self.socket = socket
     self.reactor = reactor
+    taskExecutor = ReactorTaskExecutor(reactor)
     self.environment = environment
   }
 
@@ -60,7 +62,8 @@ actor Listener: Reactor.Handler {
         default: return accepting(failedWith: errno)
         }
       }
-      let connection = Connection(descriptor: descriptor, reactor: reactor, environment: environment)
+      let connection = Connection(
+        descriptor: descriptor, reactor: reactor, taskExecutor: taskExecutor, environment: environment)
       do {
         try connection.assumeIsolated { try $0.open() }
       } catch {

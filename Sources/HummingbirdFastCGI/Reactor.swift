@@ -5,13 +5,13 @@ import Synchronization
 
 /// One thread that waits for descriptors with epoll and runs the tasks of the requests in between.
 ///
-/// It is the executor of the connections (which are actors) and the preferred executor of the tasks that answer
-/// their requests, so a request that needs nothing from elsewhere is read, answered and written without a change
-/// of thread. Nothing on it may block.
+/// It is the executor of the connections (which are actors), and by ``ReactorTaskExecutor`` that of the tasks that
+/// answer their requests, so a request that needs nothing from elsewhere is read, answered and written without a
+/// change of thread. Nothing on it may block.
 ///
 /// `@unchecked`: `pending` is the only state that other threads touch, under its lock; everything below
 /// "of the reactor's thread" is touched by `run()` and by code that has asserted to be on that thread.
-final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
+final class Reactor: SerialExecutor, @unchecked Sendable {
   /// Told by the reactor, on its thread, that a descriptor is ready.
   protocol Handler: AnyObject, Sendable {
     func descriptorReady(_ events: UInt32)
@@ -37,8 +37,14 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
     static func == (a: Timer, b: Timer) -> Bool { a.id == b.id }
   }
 
+  /// A piece of work, and the task executor that took it; nil stands for the work of an actor.
+  fileprivate struct Job {
+    let job: UnownedJob
+    let taskExecutor: UnownedTaskExecutor?
+  }
+
   private struct Pending {
-    var jobs: [UnownedJob] = []
+    var jobs: [Job] = []
     /// Whether the wake-up descriptor was signalled since the reactor last looked.
     var isSignalled = false
     var isStopping = false
@@ -49,7 +55,7 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
   private let pending = Mutex(Pending())
 
   // Of the reactor's thread.
-  private var jobs: [UnownedJob] = []
+  private var jobs: [Job] = []
   private var handlers: [(generation: UInt32, handler: any Handler)?] = []
   private var generation: UInt32 = 0
   private var timers = Heap<Timer>()
@@ -88,7 +94,10 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
   // MARK: Executor
 
   func enqueue(_ job: consuming ExecutorJob) {
-    let job = UnownedJob(job)
+    enqueue(Job(job: UnownedJob(job), taskExecutor: nil))
+  }
+
+  fileprivate func enqueue(_ job: Job) {
     if isOnThread {
       jobs.append(job)
       return
@@ -109,7 +118,7 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
 
   func isIsolatingCurrentContext() -> Bool? { isOnThread }
 
-  private var isOnThread: Bool { threadID.load(ordering: .relaxed) == UInt(pthread_self()) }
+  var isOnThread: Bool { threadID.load(ordering: .relaxed) == UInt(pthread_self()) }
 
   // MARK: Thread
 
@@ -142,14 +151,19 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
   private func run() {
     threadID.store(UInt(pthread_self()), ordering: .relaxed)
     let executor = asUnownedSerialExecutor()
-    let taskExecutor = asUnownedTaskExecutor()
     var ready = [clinux_ready](repeating: clinux_ready(), count: 256)
-    var batch: [UnownedJob] = []
+    var batch: [Job] = []
     while true {
       var budget = Self.jobsPerRound
       while !jobs.isEmpty, budget > 0 {
         swap(&jobs, &batch)
-        for job in batch { job.runSynchronously(isolatedTo: executor, taskExecutor: taskExecutor) }
+        for job in batch {
+          if let taskExecutor = job.taskExecutor {
+            job.job.runSynchronously(on: taskExecutor)
+          } else {
+            job.job.runSynchronously(on: executor)
+          }
+        }
         budget -= batch.count
         batch.removeAll(keepingCapacity: true)
       }
@@ -278,5 +292,19 @@ final class Reactor: SerialExecutor, TaskExecutor, @unchecked Sendable {
       timers.removeMin()
       if cancelledTimers.remove(next.id) == nil { next.action() }
     }
+  }
+}
+
+/// The reactor as the preferred executor of tasks.
+///
+/// Apart from the reactor because what runs for an actor and what runs for none are different things to the runtime:
+/// as long as a task is in no actor's code, its calls from one function to the next don't pass through the queue.
+final class ReactorTaskExecutor: TaskExecutor {
+  private let reactor: Reactor
+
+  init(_ reactor: Reactor) { self.reactor = reactor }
+
+  func enqueue(_ job: consuming ExecutorJob) {
+    reactor.enqueue(Reactor.Job(job: UnownedJob(job), taskExecutor: asUnownedTaskExecutor()))
   }
 }
