@@ -116,20 +116,16 @@ public struct API: Sendable {
 
   /// The id in the path. What is no id in its usual form names no session.
   static func sessionID(_ context: some RequestContext) throws(Problem) -> UUID {
-    try sessionID(context.parameters["session_id"].map { String($0) } ?? "")
+    try sessionID(context.parameters["session_id"] ?? "")
   }
 
-  static func sessionID(_ text: String) throws(Problem) -> UUID {
-    guard let id = uuid(text) else { throw Problem(SessionServiceError.sessionNotFound) }
+  static func sessionID(_ text: some StringProtocol) throws(Problem) -> UUID {
+    guard let id = UUID(canonical: text) else { throw Problem(SessionServiceError.sessionNotFound) }
     return id
   }
 
   static func uuid(_ name: String, _ context: some RequestContext) -> UUID? {
-    context.parameters[name[...]].flatMap { uuid(String($0)) }
-  }
-
-  static func uuid(_ text: String) -> UUID? {
-    text.utf8.count == 36 ? UUID(uuidString: text) : nil
+    context.parameters[name[...]].flatMap { UUID(canonical: $0) }
   }
 
   static func json(_ body: ByteBuffer, status: HTTPResponse.Status = .ok, _ headers: HTTPFields = [:]) -> Response {

@@ -66,7 +66,7 @@ struct AuthenticationMiddleware: RouterMiddleware {
       metadata: [
         "key": "\(principal?.keyID ?? "-")",
         "route": "\(route)",
-        "session": "\(session.flatMap { UUID(uuidString: $0) }?.lowercaseString ?? "-")",
+        "session": "\(session.flatMap { UUID(canonical: $0) }?.lowercaseString ?? "-")",
         "status": "\(status.code)",
         "ms": "\(Int64(duration / .milliseconds(1)))",
       ])

@@ -192,22 +192,27 @@ private struct HeadBuilder {
       return
     }
     // Only what the head is made of becomes a string now.
-    switch String(decoding: nameBytes, as: UTF8.self) {
-    case "REQUEST_METHOD": method = text(valueBytes)
-    case "REQUEST_URI": requestURI = text(valueBytes)
-    case "REQUEST_SCHEME": scheme = text(valueBytes)
-    case "SCRIPT_NAME": scriptName = text(valueBytes)
-    case "PATH_INFO": pathInfo = text(valueBytes)
-    case "QUERY_STRING": query = text(valueBytes)
-    case "CONTENT_TYPE":
-      if !valueBytes.isEmpty { fields.append(HTTPField(name: .contentType, value: text(valueBytes))) }
-    case "CONTENT_LENGTH":
-      if !valueBytes.isEmpty {
-        let value = text(valueBytes)
-        contentLength = Int(value)
-        fields.append(HTTPField(name: .contentLength, value: value))
-      }
-    default: break
+    func isNamed(_ name: StaticString) -> Bool {
+      nameBytes.elementsEqual(UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
+    }
+    if isNamed("REQUEST_METHOD") {
+      method = text(valueBytes)
+    } else if isNamed("REQUEST_URI") {
+      requestURI = text(valueBytes)
+    } else if isNamed("REQUEST_SCHEME") {
+      scheme = text(valueBytes)
+    } else if isNamed("SCRIPT_NAME") {
+      scriptName = text(valueBytes)
+    } else if isNamed("PATH_INFO") {
+      pathInfo = text(valueBytes)
+    } else if isNamed("QUERY_STRING") {
+      query = text(valueBytes)
+    } else if isNamed("CONTENT_TYPE"), !valueBytes.isEmpty {
+      fields.append(HTTPField(name: .contentType, value: text(valueBytes)))
+    } else if isNamed("CONTENT_LENGTH"), !valueBytes.isEmpty {
+      let value = text(valueBytes)
+      contentLength = Int(value)
+      fields.append(HTTPField(name: .contentLength, value: value))
     }
     others.append(contentsOf: entry)
     others.append(0)

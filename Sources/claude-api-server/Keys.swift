@@ -263,7 +263,7 @@ struct Keys: AsyncParsableCommand {
     let id: UUID
 
     init?(argument: String) {
-      guard let id = UUID(uuidString: argument) else { return nil }
+      guard let id = UUID(canonical: argument) else { return nil }
       self.id = id
     }
   }

@@ -84,4 +84,20 @@ import Testing
       #expect(id.lowercaseString == id.uuidString.lowercased())
     }
   }
+
+  @Test func uuidsAreTakenInTheirUsualFormOnly() {
+    for _ in 0..<100 {
+      let id = UUID()
+      #expect(UUID(canonical: id.lowercaseString) == id)
+      #expect(UUID(canonical: id.uuidString) == id)
+    }
+    let text = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    for wrong in [
+      "", "-", String(text.dropLast()), text + "0", text + "\0", "{\(text)}", text.replacing("-", with: ""),
+      text.replacing("0f8f", with: "0g8f"), text.replacing("b-d", with: "bd-"), text.replacing("0f8f", with: "0é8"),
+      text.replacing("0f8f", with: "+f8f"), text.replacing("0f8f", with: " f8f"),
+    ] {
+      #expect(UUID(canonical: wrong) == nil)
+    }
+  }
 }

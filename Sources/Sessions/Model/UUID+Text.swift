@@ -5,6 +5,39 @@
 #endif
 
 extension UUID {
+  /// Takes the 36 characters of an id, in upper or lower case; nil for anything else.
+  /// Each request has some, and Foundation's own initializer scans them by a format and takes other forms as well.
+  public init?(canonical text: some StringProtocol) {
+    var id: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    let isWhole = withUnsafeMutableBytes(of: &id) { bytes in
+      var digits = 0
+      var position = 0
+      for character in text.utf8 {
+        defer { position += 1 }
+        guard position < 36 else { return false }
+        if position == 8 || position == 13 || position == 18 || position == 23 {
+          guard character == UInt8(ascii: "-") else { return false }
+          continue
+        }
+        guard let value = Self.value(ofHexDigit: character) else { return false }
+        bytes[digits / 2] = bytes[digits / 2] << 4 | value
+        digits += 1
+      }
+      return position == 36
+    }
+    guard isWhole else { return nil }
+    self.init(uuid: id)
+  }
+
+  private static func value(ofHexDigit digit: UInt8) -> UInt8? {
+    switch digit {
+    case UInt8(ascii: "0")...UInt8(ascii: "9"): digit - UInt8(ascii: "0")
+    case UInt8(ascii: "a")...UInt8(ascii: "f"): digit - UInt8(ascii: "a") + 10
+    case UInt8(ascii: "A")...UInt8(ascii: "F"): digit - UInt8(ascii: "A") + 10
+    default: nil
+    }
+  }
+
   /// The 36 characters in lower case, the form in which this system prints every id.
   public var lowercaseString: String {
     withUnsafeBytes(of: uuid) { bytes in
