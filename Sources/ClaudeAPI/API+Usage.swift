@@ -26,6 +26,7 @@ extension API {
     if let principal, let wanted, wanted != own, principal.role != .admin {
       throw Problem(.adminOnly, "This key may see its own use only.")
     }
+    await service.bringUseUpToDate()
     var json = JSONWriter(capacity: 2048)
     if wanted == "all" {
       var standings: [(KeyStanding, APIKey?)] = []
@@ -129,6 +130,7 @@ extension JSONWriter {
               json.amount("maximum", maximum, limit)
               json.amount("used", used, limit)
               if limit.isMoney { json.amount("reserved", reserved, limit) }
+              if let beside = standing.usage.amountBesideCLI(limit) { json.amount("beside_cli", beside, limit) }
               json.amount("left", maximum.map { max(0, $0 - used - reserved) }, limit)
               if let period = limit.period { json.field("resets_at", period.end(standing.at).description) }
             })

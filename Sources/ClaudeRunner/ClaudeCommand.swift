@@ -105,7 +105,8 @@ struct ClaudeCommand {
     ClaudeLaunch(
       sessionID: session.id, executable: executable, arguments: arguments, environment: environment,
       workingDirectory: session.workingDirectory, configDirectory: session.configDirectory,
-      gatewayDirectory: configuration.gateway?.socketDirectory, network: session.network)
+      gatewayDirectory: configuration.gateway?.socketDirectory, network: session.network,
+      account: session.account)
   }
 
   /// The whole command line.

@@ -141,11 +141,13 @@ public struct ClaudeLaunch: Sendable {
   public var gatewayDirectory: String?
   /// Nil leaves it to the sandbox.
   public var network: ClaudeNetwork?
+  /// Whose session it is, in letters, digits, `_` and `-`; nil if it is nobody's.
+  public var account: String?
 
   public init(
     sessionID: String, executable: String, arguments: [String], environment: [String: String],
     workingDirectory: String, configDirectory: String, gatewayDirectory: String? = nil,
-    network: ClaudeNetwork? = nil
+    network: ClaudeNetwork? = nil, account: String? = nil
   ) {
     self.sessionID = sessionID
     self.executable = executable
@@ -155,6 +157,7 @@ public struct ClaudeLaunch: Sendable {
     self.configDirectory = configDirectory
     self.gatewayDirectory = gatewayDirectory
     self.network = network
+    self.account = account
   }
 }
 

@@ -194,7 +194,7 @@ extension Database {
         turn.state.rawValue, turn.createdAt.microseconds,
       ])
     for key in KeyLimitPolicy.keys(owner: owner, sender: new.owner) {
-      try book(key, at: new.createdAt, turns: 1, tokens: 0, cost: 0)
+      try book(key, at: new.createdAt, turns: 1)
     }
     return turn
   }

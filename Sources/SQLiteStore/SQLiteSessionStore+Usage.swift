@@ -6,6 +6,23 @@ extension SQLiteSessionStore {
   public func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage {
     try await scanner.perform { try $0.usage(of: key, at: now) }
   }
+
+  public func countGateway(
+    _ uses: [GatewayUse], mark: String, at now: Timestamp
+  ) async throws(SessionStoreError) {
+    try await writer.perform { database in
+      try database.run(
+        "INSERT INTO gateway_log (id, mark) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET mark = excluded.mark", [mark])
+      for use in uses {
+        let surplus = try database.settleGateway(use.session) { $0 += use.use }
+        try database.book(use.key, at: now, turns: 0, besideCLI: surplus)
+      }
+    }
+  }
+
+  public func gatewayMark() async throws(SessionStoreError) -> String? {
+    try await reader.perform { try $0.gatewayMark() }
+  }
 }
 
 extension Database {
@@ -33,35 +50,90 @@ extension Database {
     let books = try first(
       """
       SELECT coalesce(sum(turns) FILTER (WHERE hour = ?), 0), coalesce(sum(tokens) FILTER (WHERE hour >= ?), 0),
-        coalesce(sum(cost) FILTER (WHERE hour >= ?), 0), coalesce(sum(cost), 0)
+        coalesce(sum(cost) FILTER (WHERE hour >= ?), 0), coalesce(sum(cost), 0),
+        coalesce(sum(beside_tokens) FILTER (WHERE hour >= ?), 0),
+        coalesce(sum(beside_cost) FILTER (WHERE hour >= ?), 0), coalesce(sum(beside_cost), 0)
       FROM usage WHERE key = CAST(? AS TEXT) AND hour >= ?
-      """, [hour, day, day, freeText(key), UsagePeriod.hour(of: UsagePeriod.month.start(now))]
-    ) { row in
-      (
-        turns: try row.integer(0), tokens: try row.integer(1), today: try row.integer(2), month: try row.integer(3)
-      )
-    }
+      """, [hour, day, day, day, day, freeText(key), UsagePeriod.hour(of: UsagePeriod.month.start(now))]
+    ) { row in try (0..<7).map { try row.integer($0) } }
     if let books {
-      (usage.turnsThisHour, usage.tokensToday, usage.costToday, usage.costThisMonth) = books
+      usage.turnsThisHour = books[0]
+      usage.tokensToday = books[1]
+      usage.costToday = books[2]
+      usage.costThisMonth = books[3]
+      usage.besideCLI.tokensToday = books[4]
+      usage.besideCLI.costToday = books[5]
+      usage.besideCLI.costThisMonth = books[6]
     }
     return usage
   }
 
-  /// Writes what a turn used into the books of its keys.
+  /// Writes what a turn used into the books of its keys, with what was taken in its session beside the CLI.
   func charge(_ row: TurnRow, _ outcome: TurnOutcome) throws {
     let charge = outcome.charge(reserved: row.reserved)
-    guard charge.tokens != 0 || charge.cost != 0 else { return }
+    let isCounted = try gatewayMark() != nil
+    let surplus = try settleGateway(row.turn.sessionID) { if isCounted { $0 -= charge } }
     for key in KeyLimitPolicy.keys(owner: row.sessionOwner, sender: row.turn.owner) {
-      try book(key, at: outcome.finishedAt, turns: 0, tokens: charge.tokens, cost: charge.cost)
+      try book(key, at: outcome.finishedAt, turns: 0, charge, besideCLI: surplus)
     }
   }
 
-  func book(_ key: String, at time: Timestamp, turns: Int64, tokens: Int64, cost: Int64) throws {
+  /// - Parameters:
+  ///   - charge: what was told of.
+  ///   - surplus: what was taken beside.
+  func book(
+    _ key: String, at time: Timestamp, turns: Int64, _ charge: ModelUse = ModelUse(),
+    besideCLI surplus: ModelUse = ModelUse()
+  ) throws {
+    guard turns != 0 || !charge.isZero || !surplus.isZero else { return }
     try run(
       """
-      INSERT INTO usage (key, hour, turns, tokens, cost) VALUES (CAST(? AS TEXT), ?, ?, ?, ?)
+      INSERT INTO usage (key, hour, turns, tokens, cost, beside_tokens, beside_cost)
+        VALUES (CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)
       ON CONFLICT (key, hour) DO UPDATE SET turns = turns + excluded.turns, tokens = tokens + excluded.tokens,
-        cost = cost + excluded.cost
-      """, [freeText(key), UsagePeriod.hour(of: time), turns, tokens, cost])
+        cost = cost + excluded.cost, beside_tokens = beside_tokens + excluded.beside_tokens,
+        beside_cost = beside_cost + excluded.beside_cost
+      """,
+      [
+        freeText(key), UsagePeriod.hour(of: time), turns, charge.tokens + surplus.tokens, charge.cost + surplus.cost,
+        surplus.tokens, surplus.cost,
+      ])
+  }
+
+  // MARK: The gateway
+
+  fileprivate func gatewayMark() throws -> String? {
+    try first("SELECT mark FROM gateway_log", []) { try $0.string(0) }
+  }
+
+  /// Changes the account of a session.
+  ///
+  /// - Returns: what is to be charged.
+  fileprivate func settleGateway(_ session: UUID, _ change: (inout ModelUse) -> Void) throws -> ModelUse {
+    let before =
+      try first("SELECT tokens, cost FROM gateway_accounts WHERE session = ?", [session]) {
+        ModelUse(tokens: try $0.integer(0), cost: try $0.integer(1))
+      } ?? ModelUse()
+    var account = before
+    change(&account)
+    if account.isZero && before.isZero { return ModelUse() }
+    let isRunning =
+      try first(
+        """
+        SELECT count(*) FROM turns JOIN sessions ON sessions.position = turns.session
+        WHERE sessions.id = ? AND turns.state = 'running'
+        """, [session]
+      ) { try $0.integer(0) } ?? 0
+    let surplus = isRunning > 0 ? ModelUse() : account.settle()
+    if account.isZero {
+      try run("DELETE FROM gateway_accounts WHERE session = ?", [session])
+    } else {
+      try run(
+        """
+        INSERT INTO gateway_accounts (session, tokens, cost) VALUES (?, ?, ?)
+        ON CONFLICT (session) DO UPDATE SET tokens = excluded.tokens, cost = excluded.cost
+        """, [session, account.tokens, account.cost])
+    }
+    return surplus
   }
 }

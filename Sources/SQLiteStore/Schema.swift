@@ -14,6 +14,7 @@ enum Schema {
       try $0.execute(sql: "ALTER TABLE turns DROP COLUMN failure_status")
     }
     migrator.registerMigration("005-network") { try $0.execute(sql: network) }
+    migrator.registerMigration("006-gateway") { try $0.execute(sql: gateway) }
     return migrator
   }
 
@@ -168,5 +169,24 @@ enum Schema {
   private static let network = """
     ALTER TABLE api_keys ADD COLUMN network TEXT CHECK (network IN ('open', 'model-only'));
     ALTER TABLE sessions ADD COLUMN network TEXT CHECK (network IN ('open', 'model-only'));
+    """
+
+  /// `beside_…` is what of the amounts agents took from the model beside the CLI. `gateway_accounts` is what has passed
+  /// the model's gateway less what turns were charged with; its sessions are no references, since what was taken is
+  /// charged also when they are deleted. `gateway_log` says how far the gateway's log was read.
+  private static let gateway = """
+    ALTER TABLE usage ADD COLUMN beside_tokens INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN beside_cost INTEGER NOT NULL DEFAULT 0;
+
+    CREATE TABLE gateway_accounts (
+      session BLOB PRIMARY KEY CHECK (length(session) = 16),
+      tokens INTEGER NOT NULL,
+      cost INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE gateway_log (
+      id INTEGER PRIMARY KEY CHECK (id = 1),
+      mark TEXT NOT NULL
+    ) STRICT;
     """
 }

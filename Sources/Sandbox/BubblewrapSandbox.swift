@@ -103,7 +103,7 @@ public struct BubblewrapSandbox: ClaudeSandbox {
   // MARK: The command line
 
   public func wrap(_ command: [String], for launch: ClaudeLaunch) throws -> [String] {
-    let joining = try groups?.enter(launch.sessionID) ?? []
+    let joining = try groups?.enter(launch.sessionID, of: launch.account) ?? []
     return joining + [bubblewrap] + arguments(for: launch) + ["--"] + limits + command
   }
 

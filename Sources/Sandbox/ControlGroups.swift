@@ -2,10 +2,18 @@ import Foundation
 import Synchronization
 
 /// The control groups of sessions, in those that were given to the server.
+///
+/// The sessions of each key are in a group of the key's, so that keys that keep the processors busy share them evenly,
+/// however many sessions they do it with.
 final class ControlGroups: Sendable {
   /// Moves itself into the groups that are named before `--` and becomes the command that is named after it.
   private static let script =
     #"while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 126; shift; done; shift; exec "$@""#
+  /// What the names of the groups of keys begin with.
+  private static let keyPrefix = "key-"
+  /// How long a session that has used up its share of the processors waits for the next one: shorter than the
+  /// kernel's default of 100 ms, of which such a session could take all processors for the first half.
+  private static let period = 10_000
   /// How long after a group was made nothing may be in it yet.
   private static let settling = Duration.seconds(60)
 
@@ -28,7 +36,8 @@ final class ControlGroups: Sendable {
     }
   }
 
-  private let entered = Mutex<[String: ContinuousClock.Instant]>([:])
+  /// When groups were made for a session, and below that of which key.
+  private let entered = Mutex<[String: (time: ContinuousClock.Instant, key: String)]>([:])
 
   /// - Throws: ``SandboxError`` if one of the directories can't be used so.
   init(_ directories: [String], _ configuration: SandboxConfiguration) throws(SandboxError) {
@@ -40,7 +49,10 @@ final class ControlGroups: Sendable {
       ("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory),
     ]
     if let processors = configuration.maximumProcessors {
-      values += [("cpu.max", "\(processors * 100_000) 100000"), ("cpu.cfs_quota_us", String(processors * 100_000))]
+      let quota = String(processors * Self.period)
+      values += [
+        ("cpu.max", "\(quota) \(Self.period)"), ("cpu.cfs_period_us", String(Self.period)), ("cpu.cfs_quota_us", quota),
+      ]
     }
     self.values = values
     var bounded: Set<Resource> = []
@@ -68,10 +80,13 @@ final class ControlGroups: Sendable {
   func outOfMemoryKills(_ session: String) -> Int? {
     guard bounds(.memory) else { return nil }
     for parent in parents {
-      // The names of version 2 and version 1.
-      for file in ["memory.events", "memory.oom_control"] {
-        guard let text = try? String(contentsOfFile: "\(parent)/\(session)/\(file)", encoding: .utf8) else { continue }
-        for line in text.split(separator: "\n") where line.hasPrefix("oom_kill ") { return Int(line.dropFirst(9)) }
+      for key in Self.names(in: parent) where key.hasPrefix(Self.keyPrefix) {
+        // The names of version 2 and version 1.
+        for file in ["memory.events", "memory.oom_control"] {
+          let path = "\(parent)/\(key)/\(session)/\(file)"
+          guard let text = try? String(contentsOfFile: path, encoding: .utf8) else { continue }
+          for line in text.split(separator: "\n") where line.hasPrefix("oom_kill ") { return Int(line.dropFirst(9)) }
+        }
       }
     }
     return nil
@@ -96,15 +111,19 @@ final class ControlGroups: Sendable {
 
   /// Makes the groups of a session with their limits.
   ///
+  /// - Parameter account: the key that the session belongs to; nil if there is none.
   /// - Returns: the beginning of a command line that runs the rest of it in them.
-  func enter(_ session: String) throws(SandboxError) -> [String] {
-    removeEmpty(entering: session)
+  func enter(_ session: String, of account: String?) throws(SandboxError) -> [String] {
+    let key = Self.keyPrefix + (account ?? "")
+    removeEmpty(entering: session, of: key)
     var command = ["/bin/sh", "-c", Self.script, "sh"]
     for parent in parents {
-      let group = "\(parent)/\(session)"
-      guard mkdir(group, 0o755) == 0 || errno == EEXIST else {
-        throw SandboxError("The group \(group) can't be made: \(String(cString: strerror(errno)))")
-      }
+      let keyGroup = "\(parent)/\(key)"
+      try Self.make(keyGroup)
+      let control = keyGroup + "/cgroup.subtree_control"
+      if access(control, F_OK) == 0 { try Self.handDown(in: keyGroup, control) }
+      let group = "\(keyGroup)/\(session)"
+      try Self.make(group)
       for (file, value) in values where access("\(group)/\(file)", F_OK) == 0 {
         try Self.write(value, to: "\(group)/\(file)")
       }
@@ -113,17 +132,34 @@ final class ControlGroups: Sendable {
     return command + ["--"]
   }
 
+  private static func make(_ group: String) throws(SandboxError) {
+    guard mkdir(group, 0o755) == 0 || errno == EEXIST else {
+      throw SandboxError("The group \(group) can't be made: \(String(cString: strerror(errno)))")
+    }
+  }
+
   /// Removes the groups that nothing is in any more; the kernel refuses the others.
-  private func removeEmpty(entering session: String? = nil) {
+  private func removeEmpty(entering session: String? = nil, of key: String = "") {
     entered.withLock { entered in
       let limit = ContinuousClock.now - Self.settling
-      entered = entered.filter { $0.value > limit }
-      if let session { entered[session] = .now }
+      entered = entered.filter { $0.value.time > limit }
+      if let session { entered[session] = (.now, key) }
+      let keys = Set(entered.values.map(\.key))
       for parent in parents {
-        guard let names = try? FileManager.default.contentsOfDirectory(atPath: parent) else { continue }
-        for name in names where UUID(uuidString: name) != nil && entered[name] == nil { rmdir("\(parent)/\(name)") }
+        for name in Self.names(in: parent) where name.hasPrefix(Self.keyPrefix) {
+          let group = "\(parent)/\(name)"
+          for session in Self.names(in: group) where UUID(uuidString: session) != nil && entered[session] == nil {
+            rmdir("\(group)/\(session)")
+          }
+          if !keys.contains(name) { rmdir(group) }
+        }
       }
     }
+  }
+
+  private static func names(in directory: String) -> [String] {
+    // There may be none any more.
+    (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
   }
 
   private static func write(_ value: String, to path: String) throws(SandboxError) {

@@ -1,3 +1,4 @@
+import ClaudeRunner
 import Logging
 import Monitoring
 import NIOPosix
@@ -9,10 +10,12 @@ import Sessions
   import Foundation
 #endif
 
-/// What nginx has counted of the requests to the model since this server started, beside what the CLI says.
+/// What nginx has counted of the requests to the model, beside what the CLI says.
 ///
 /// Both count the same tokens, one as they pass and the other as it is told. Where they differ, somebody has used the
-/// way to the model beside the CLI, or one of the two counts wrong: that is logged and counted.
+/// way to the model beside the CLI, or one of the two counts wrong: that is logged and counted. What nginx has counted
+/// goes to the store, which charges what the CLI has not told of; with the place in nginx's log, so that each request
+/// counts once, also if the server ends at any moment.
 actor GatewayLedger {
   /// What has passed on behalf of one API key.
   struct Use: Sendable {
@@ -52,6 +55,20 @@ actor GatewayLedger {
   private let logger: Logger
   private var accounts: [String: Account] = [:]
   private var reading: Task<Bool, Never>?
+  private var store: (any SessionStore)?
+  /// What the store doesn't have yet.
+  private var unstored: [Payer: ModelUse] = [:]
+  private var storedMark: ModelLogFollower.Mark?
+  private var timer: Task<Void, Never>?
+
+  /// Whose use something is.
+  private struct Payer: Hashable {
+    let session: UUID
+    let key: String
+  }
+
+  /// How often the log is read if nobody asks.
+  private static let interval = Duration.seconds(30)
 
   /// Blocks for a moment.
   ///
@@ -65,6 +82,37 @@ actor GatewayLedger {
   }
 
   // MARK: Counting
+
+  /// Begins to charge what the CLI doesn't tell of, with what has been logged since an earlier server stopped.
+  ///
+  /// - Throws: what stops the store from being read.
+  func start(_ store: any SessionStore) async throws(SessionStoreError) {
+    let mark = try await store.gatewayMark().flatMap(ModelLogFollower.Mark.init(text:))
+    if let mark {
+      do {
+        try await NIOThreadPool.singleton.runIfActive { [log] in log.resume(mark) }
+      } catch {
+        // The pool ends with the process.
+        return
+      }
+    }
+    self.store = store
+    await catchUp()
+    timer = Task { [weak self] in
+      while true {
+        do { try await Task.sleep(for: Self.interval) } catch { return }
+        guard let self else { return }
+        await self.catchUp()
+      }
+    }
+  }
+
+  /// To be called when no turn runs any more, before the store is closed.
+  func stop() async {
+    timer?.cancel()
+    await catchUp()
+    store = nil
+  }
 
   /// Counts what has been logged until now.
   ///
@@ -82,14 +130,17 @@ actor GatewayLedger {
   }
 
   private func readOn() async -> Bool {
+    let read: (requests: [ModelRequest], mark: ModelLogFollower.Mark)?
     do {
-      let requests = try await NIOThreadPool.singleton.runIfActive { [log] in log.read() }
-      for request in requests ?? [] { count(request) }
-      return requests != nil
+      read = try await NIOThreadPool.singleton.runIfActive { [log] in log.read() }
     } catch {
       // The pool ends with the process.
       return false
     }
+    guard let read else { return false }
+    for request in read.requests { count(request) }
+    await keep(upTo: read.mark)
+    return true
   }
 
   private func count(_ request: ModelRequest) {
@@ -98,12 +149,31 @@ actor GatewayLedger {
     guard amounts.contains(where: { $0 > 0 }) else { return }
     let use = uses[request.key]
     for (counter, amount) in zip(use.tokens, amounts) { counter.add(Double(amount)) }
-    if let cost = prices.cost(of: tokens, model: request.model) {
+    let cost = prices.cost(of: tokens, model: request.model)
+    if let cost {
       use.dollars.add(cost)
     } else {
       unpriced[request.model.isEmpty ? "none" : request.model].add(Double(tokens.sum))
     }
     change(request.session) { Self.add(amounts, to: &$0.gateway) }
+    guard store != nil, let session = UUID(uuidString: request.session) else { return }
+    let key = request.key == ModelGateway.noAccount ? "" : request.key
+    unstored[Payer(session: session, key: key), default: ModelUse()] += ModelUse(
+      tokens: Int64(tokens.input + tokens.output + tokens.cacheCreation),
+      cost: KeyLimit.amount(ofDollars: cost ?? 0))
+  }
+
+  /// Writes what was counted into the store. What can't be written is kept for the next time.
+  private func keep(upTo mark: ModelLogFollower.Mark) async {
+    guard let store, !unstored.isEmpty || storedMark != mark else { return }
+    do throws(SessionStoreError) {
+      try await store.countGateway(
+        unstored.map { GatewayUse(session: $0.session, key: $0.key, use: $1) }, mark: mark.text, at: .now())
+      unstored = [:]
+      storedMark = mark
+    } catch {
+      logger.error("What nginx has counted could not be stored", metadata: ["error": "\(error)"])
+    }
   }
 
   private static func add(_ amounts: Tokens, to tokens: inout Tokens) {

@@ -92,15 +92,56 @@ struct ModelLog {
   }
 }
 
-/// Reads what is added to such a log from now on, also when another file takes its place.
+/// Reads what is added to such a log, also when another file takes its place.
 final class ModelLogFollower: Sendable {
   /// Longer ones are none of nginx's.
   private static let longestLine = 64 << 10
+  /// What the log is called that was rotated last.
+  private static let rotated = ".1"
+
+  /// A place in a log, by which another process finds it again: what the file begins with, since every line has an id
+  /// of its own, and how far it was read.
+  struct Mark: Equatable {
+    /// Enough to have the id of the first line in it.
+    static let headLength = 256
+
+    var head: [UInt8]
+    var offset: Int
+
+    var text: String {
+      "\(offset) " + head.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+    }
+
+    init(head: [UInt8], offset: Int) {
+      self.head = head
+      self.offset = offset
+    }
+
+    /// Nil for what ``text`` never is.
+    init?(text: String) {
+      let parts = text.split(separator: " ", omittingEmptySubsequences: false)
+      guard parts.count == 2, let offset = Int(parts[0]), offset >= 0, parts[1].utf8.count.isMultiple(of: 2) else {
+        return nil
+      }
+      let digits = Array(parts[1].utf8)
+      var head: [UInt8] = []
+      for index in stride(from: 0, to: digits.count, by: 2) {
+        guard let byte = UInt8(String(decoding: digits[index..<(index + 2)], as: UTF8.self), radix: 16) else {
+          return nil
+        }
+        head.append(byte)
+      }
+      self.init(head: head, offset: offset)
+    }
+  }
 
   /// An open file and what of its last line has come.
   private final class File {
     let descriptor: Int32
     let identity: String
+    /// Where the next byte is read.
+    private var offset = 0
+    private var head: [UInt8] = []
     private var line: [UInt8] = []
     private var isSkipping = false
 
@@ -120,15 +161,44 @@ final class ModelLogFollower: Sendable {
       return "\(attributes[.systemNumber] ?? "-") \(attributes[.systemFileNumber] ?? "-")"
     }
 
+    private var size: Int { Int(lseek(descriptor, 0, SEEK_END)) }
+
+    /// What has been read whole. A line of which only a part has come is not.
+    var mark: Mark {
+      if head.count < Mark.headLength {
+        var bytes = [UInt8](repeating: 0, count: min(Mark.headLength, offset - line.count))
+        let count = pread(descriptor, &bytes, bytes.count, 0)
+        head = Array(bytes.prefix(max(0, count)))
+      }
+      return Mark(head: head, offset: offset - line.count)
+    }
+
+    func skipAll() { offset = size }
+
+    /// Goes on after a mark, if it is one of this file.
+    func resume(_ mark: Mark) -> Bool {
+      var bytes = [UInt8](repeating: 0, count: mark.head.count)
+      guard size >= mark.offset, pread(descriptor, &bytes, bytes.count, 0) == bytes.count, bytes == mark.head else {
+        return false
+      }
+      offset = mark.offset
+      return true
+    }
+
     func read() -> [ModelRequest] {
       var requests: [ModelRequest] = []
-      // Emptied in its place.
-      let place = lseek(descriptor, 0, SEEK_CUR)
-      lseek(descriptor, lseek(descriptor, 0, SEEK_END) < place ? 0 : place, SEEK_SET)
+      if size < offset {
+        // Emptied in its place.
+        offset = 0
+        head = []
+        line = []
+        isSkipping = false
+      }
       var buffer = [UInt8](repeating: 0, count: 64 << 10)
       while true {
-        let count = Glibc.read(descriptor, &buffer, buffer.count)
+        let count = pread(descriptor, &buffer, buffer.count, off_t(offset))
         guard count > 0 else { return requests }
+        offset += count
         var rest = buffer[..<count]
         while let end = rest.firstIndex(of: UInt8(ascii: "\n")) {
           keep(rest[..<end])
@@ -164,12 +234,23 @@ final class ModelLogFollower: Sendable {
     self.path = path
     files.withLock { files in
       files.current = File(path: path)
-      if let file = files.current { lseek(file.descriptor, 0, SEEK_END) }
+      files.current?.skipAll()
     }
   }
 
-  /// What has been added since the last time; nil if there is no log. Blocks.
-  func read() -> [ModelRequest]? {
+  /// Goes on after a mark of an earlier process, also if the log was rotated once since. If it can't be found, all of the
+  /// log is new. To be called before anything is read. Blocks.
+  func resume(_ mark: Mark) {
+    files.withLock { files in
+      files.current = File(path: path)
+      if files.current?.resume(mark) ?? false { return }
+      guard let rotated = File(path: path + Self.rotated), rotated.resume(mark) else { return }
+      files.previous = rotated
+    }
+  }
+
+  /// What has been added since the last time, and how far that is; nil if there is no log. Blocks.
+  func read() -> (requests: [ModelRequest], mark: Mark)? {
     files.withLock { files in
       var requests = (files.previous?.read() ?? []) + (files.current?.read() ?? [])
       if let named = File.identity(path), named != files.current?.identity, let next = File(path: path) {
@@ -177,7 +258,7 @@ final class ModelLogFollower: Sendable {
         files.previous = files.current
         files.current = next
       }
-      return files.current == nil ? nil : requests
+      return files.current.map { (requests, $0.mark) }
     }
   }
 }

@@ -19,7 +19,8 @@ struct Rehearsal {
 
   /// What is to be run, a word that is to come out, and what of the CLI's messages it takes.
   private static let word = "rehearsal-7341"
-  private static let prompt = #"[[tool Bash {"command":"echo \#(word)"}]]"#
+  /// It writes, since the CLI asks for nobody's permission to look.
+  private static let prompt = #"[[tool Bash {"command":"touch asked && echo \#(word)"}]]"#
 
   private var mark: String { stateDirectory + "/cli-rehearsed" }
   private var directory: String { stateDirectory + "/rehearsal" }
@@ -92,6 +93,7 @@ struct Rehearsal {
       configDirectory: directory + "/config")
     var options = ClaudeOptions()
     options.asksForPermission = true
+    options.allowedTools = []
     let seen = Mutex(Seen())
     let outcome = await withTaskCancellationHandler {
       await Result {

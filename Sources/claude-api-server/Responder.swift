@@ -67,6 +67,7 @@ struct Responder {
     bounds.maximumStreams = configuration.maximumStreams
     let reserve = configuration.memoryReserve
     bounds.hasRoom = { Memory.available() ?? .max >= reserve }
+    bounds.bringUseUpToDate = { await ledger.catchUp() }
     let keys = WatchedKeyStore(store, stateDirectory: configuration.stateDirectory)
     let service = SessionService(
       store: store, workspaces: workspaces,
@@ -92,6 +93,8 @@ struct Responder {
         await runner.killStrays()
         try gateway.prepare()
         try await workspaces.removeLeftovers()
+        // Before turns that were interrupted are charged with what they may have used.
+        try await ledger.start(store)
         try await service.start()
         if try await !store.lookUpKey(nil).hasKeys {
           logger.warning(
@@ -129,6 +132,7 @@ struct Responder {
     await runner.shutdown(grace: .seconds(5))
     await examining?.value
     sandbox?.close()
+    await ledger.stop()
     await store.close()
     logger.info("Stopped")
   }

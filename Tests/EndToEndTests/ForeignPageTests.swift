@@ -1,5 +1,6 @@
 import Foundation
 import JSONSupport
+import NIOCore
 import NIOHTTP1
 import TestSupport
 import Testing
@@ -63,6 +64,42 @@ import Testing
         var headers = page.headers
         headers.add(name: "Authorization", value: "Bearer \(key)")
         #expect(try await stack.request(.POST, "/sessions/\(id)/interrupt", headers: headers).status == 409)
+      }
+    }
+  }
+
+  /// A page may send these types, or none, without asking. Programs may leave the type of JSON out.
+  @Test(arguments: [
+    nil, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+    "text/plain;application/json",
+  ])
+  func aBodyThatAPageMaySendChangesNothing(_ type: String?) async throws {
+    try await Stack.run { stack in
+      let id = try await stack.createSession()
+      func send(_ path: String, _ body: String, _ page: HTTPHeaders) async throws -> Stack.Answer {
+        var headers = page
+        if let type { headers.add(name: "Content-Type", value: type) }
+        return try await stack.request(.POST, path, headers: headers, body: ByteBuffer(string: body))
+      }
+      let requests = [
+        ("/sessions", #"{"session_name": "x"}"#), ("/sessions/\(id)/messages", #"{"prompt": "x"}"#),
+        ("/sessions/\(id)/fork", "{}"), ("/sessions/\(id)/files/share", #"{"path": "."}"#),
+      ]
+      for (path, body) in requests {
+        for page in Self.pages(stack) where page.isForeign {
+          let answer = try await send(path, body, page.headers)
+          #expect(try answer.json["code"] == "foreign_origin", "\(path) \(page.headers) \(answer.text)")
+        }
+      }
+      // Also where a browser doesn't say what page it is for, a form of its own makes is no JSON.
+      for (path, body) in requests where type != nil {
+        let answer = try await send(path, body, [:])
+        #expect((400..<500).contains(answer.status), "\(path) \(answer.text)")
+      }
+      #expect(try await stack.get("/sessions").json["count"] == 1)
+      #expect(try await stack.get("/sessions/\(id)/turns").json["turns"]?.arrayValue?.isEmpty == true)
+      if type == nil {
+        #expect(try await send("/sessions/\(id)/messages", #"{"prompt": "x"}"#, [:]).status == 200)
       }
     }
   }

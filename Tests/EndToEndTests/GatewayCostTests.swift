@@ -1,5 +1,6 @@
 import Foundation
 import JSONSupport
+import NIOHTTP1
 import TestSupport
 import Testing
 
@@ -96,19 +97,98 @@ struct GatewayCostTests {
     }
   }
 
+  /// A command of the agent's that asks the model by itself.
+  private static func ownRequest(_ stack: Stack, _ id: String, _ prompt: String) throws -> String {
+    let body: JSONValue = [
+      "model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [["role": "user", "content": .string(prompt)]],
+    ]
+    try body.description.write(
+      toFile: "\(stack.workspaceRoot)/\(id)/body.json", atomically: true, encoding: .utf8)
+    return "curl -s --unix-socket $ANTHROPIC_UNIX_SOCKET -H x-api-key:$ANTHROPIC_API_KEY "
+      + "-H content-type:application/json -d @body.json $ANTHROPIC_BASE_URL/v1/messages"
+  }
+
+  /// It is charged like what the CLI takes, once, whatever becomes of the server.
+  @Test func whatAnAgentTakesBesideTheCLIIsCharged() async throws {
+    try await run { stack in
+      let limits = ["--limit", "tokens-per-day=100000", "--limit", "usd-per-day=100"]
+      let key = try await stack.createKey("user", limits)
+      let id = try await stack.createSession(key: key)
+      let headers = Stack.credentials(key)
+      let command = try Self.ownRequest(stack, id, "[[usage in 70000 out 80000]]")
+      func limit(_ name: String) async throws -> JSONValue {
+        try #require(try await stack.get("/usage", headers: headers).json["limits"]?[name])
+      }
+      _ = try await stack.say("[[usage in 1000 out 2000]]", to: id, headers: headers)
+      #expect(try await limit("tokens_per_day")["used"] == 3000)
+      #expect(try await limit("tokens_per_day")["beside_cli"] == 0)
+      let said = try await stack.say(
+        #"[[tool Bash {"command":"\#(command)"}]]"#, to: id, headers: headers)
+      #expect(said.contains("80000"), "\(said)")
+
+      // At once, with what was told of it in the answer.
+      let refused = try await stack.post("/sessions/\(id)/messages", ["prompt": "x"], headers: headers)
+      #expect(refused.status == 429, "\(refused.text)")
+      #expect(try refused.json["code"] == "tokens_per_day_limit")
+      #expect(try refused.json["limit"]?["used"]?.intValue ?? 0 > 153_000, "\(refused.text)")
+
+      let turns = try #require(
+        try await stack.get("/sessions/\(id)/turns", headers: headers).json["turns"]?.arrayValue)
+      let told = ["input_tokens", "output_tokens", "cache_creation_input_tokens"].reduce(0 as Int64) { sum, name in
+        sum + turns.reduce(0) { $0 + ($1["usage"]?[name]?.intValue ?? 0) }
+      }
+      var tokens = try await limit("tokens_per_day")
+      for _ in 0..<600 where tokens["used"]?.intValue != told + 150_000 {
+        try await Task.sleep(for: .milliseconds(20))
+        tokens = try await limit("tokens_per_day")
+      }
+      #expect(tokens["used"]?.intValue == told + 150_000)
+      #expect(tokens["beside_cli"] == 150_000)
+      // 3 and 15 dollars for a million.
+      let dollars = try await limit("usd_per_day")
+      #expect(abs((dollars["beside_cli"]?.doubleValue ?? 0) - 1.41) < 0.000_1, "\(dollars)")
+      #expect((dollars["used"]?.doubleValue ?? 0) > 1.41)
+
+      await stack.killResponder()
+      try await stack.startResponder()
+      #expect(try await limit("tokens_per_day") == tokens)
+      #expect(try await limit("usd_per_day") == dollars)
+      #expect(try await stack.post("/sessions/\(id)/messages", ["prompt": "x"], headers: headers).status == 429)
+    }
+  }
+
+  /// A server that is killed in the turn, before it has read nginx's log, reads it after the next start.
+  @Test func whatWasTakenBeforeAKillIsCharged() async throws {
+    try await run { stack in
+      let key = try await stack.createKey("user", ["--limit", "tokens-per-day=100000"])
+      let id = try await stack.createSession(key: key)
+      let headers = Stack.credentials(key)
+      let command = try Self.ownRequest(stack, id, "[[usage in 70000 out 80000]]")
+      var asynchronous = headers
+      asynchronous.add(name: "Prefer", value: "respond-async")
+      _ = try await stack.post(
+        "/sessions/\(id)/messages",
+        ["prompt": .string(#"[[tool Bash {"command":"\#(command) >answer; sleep 60"}]]"#)], headers: asynchronous)
+      let log = stack.nginx.prefix + "/logs/model.log"
+      for _ in 0..<3000 where !text(of: log).contains("80000") { try await Task.sleep(for: .milliseconds(10)) }
+      await stack.killResponder()
+      try await stack.startResponder()
+      let refused = try await stack.post("/sessions/\(id)/messages", ["prompt": "x"], headers: headers)
+      #expect(refused.status == 429, "\(refused.text)")
+      let tokens = try await stack.get("/usage", headers: headers).json["limits"]?["tokens_per_day"]
+      let beside = try #require(tokens?["beside_cli"]?.intValue)
+      #expect(
+        beside >= 150_000 && beside < 200_000 && tokens?["used"]?.intValue == beside, "\(String(describing: tokens))")
+    }
+  }
+
   /// The agent has the socket and the token of its CLI, and may do what that does.
   @Test func whatAnAgentTakesBesideTheCLIIsNoticed() async throws {
     try await run { stack in
       let honest = try await stack.createSession()
       _ = try await stack.say("[[usage in 5000 out 6000]]", to: honest)
       let id = try await stack.createSession()
-      let body =
-        #"{\"model\":\"claude-sonnet-4-5\",\"max_tokens\":9,\"messages\":[{\"role\":\"user\",\"content\":\"[ [usage in 70000 out 80000]]\"}]}"#
-      try body.replacing(#"\""#, with: "\"").replacing("[ [", with: "[[").write(
-        toFile: "\(stack.workspaceRoot)/\(id)/body.json", atomically: true, encoding: .utf8)
-      let command =
-        "curl -s --unix-socket $ANTHROPIC_UNIX_SOCKET -H x-api-key:$ANTHROPIC_API_KEY -H content-type:application/json "
-        + "-d @body.json $ANTHROPIC_BASE_URL/v1/messages"
+      let command = try Self.ownRequest(stack, id, "[[usage in 70000 out 80000]]")
       let said = try await stack.say(#"[[tool Bash {"command":"\#(command)"}]]"#, to: id)
       #expect(said.contains("80000"), "\(said)")
       var text = try await metrics(stack)

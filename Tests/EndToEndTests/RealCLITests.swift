@@ -33,6 +33,17 @@ struct RealCLITests {
     }
   }
 
+  /// The look at the CLI after the start finds nothing against it.
+  @Test func theServerIsReady() async throws {
+    try await run { stack in
+      for _ in 0..<3000 where !stack.responderLog.contains("The CLI") { try await Task.sleep(for: .milliseconds(20)) }
+      let said = stack.responderLog.split(separator: "\n").filter { $0.contains("The CLI") }
+      #expect(said.count == 1 && said[0].contains("The CLI does all that is needed of it"), "\(said)")
+      let ready = try await stack.get("/readyz")
+      #expect(ready.status == 200, "\(ready.text)")
+    }
+  }
+
   @Test func toolsWorkInTheWorkspace() async throws {
     try await run { stack in
       let id = try await stack.createSession()

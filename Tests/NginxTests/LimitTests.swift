@@ -126,6 +126,40 @@ import Testing
     }
   }
 
+  /// A body may come a byte at a time, as long as the pauses are short. Each such request takes one of the places.
+  @Test func bodiesThatDripTakePlacesOfTheirAddressOnly() async throws {
+    try await withResponder(options: ["--exempt", "none", "--max-requests", "3"]) { nginx, responder, _ in
+      var dripping: [RawConnection] = []
+      for number in 0..<3 {
+        let connection = try RawConnection(port: nginx.port)
+        try await connection.send(
+          "POST / HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: \(Self.key(number))\r\nContent-Length: 100\r\n\r\n")
+        dripping.append(connection)
+      }
+      var refused = try await get(nginx, key: Self.key(5))
+      for _ in 0..<1000 where refused.status == 200 {
+        try await Task.sleep(for: .milliseconds(5))
+        refused = try await get(nginx, key: Self.key(5))
+      }
+      try expectRefusal(refused)
+      // It is so as long as they drip.
+      for _ in 0..<3 {
+        for connection in dripping { try await connection.send("x") }
+        try expectRefusal(try await get(nginx, key: Self.key(5)))
+      }
+      let seen = responder.requests.count
+      dripping = []
+      var answer = try await get(nginx, key: Self.key(5))
+      for _ in 0..<1000 where answer.status != 200 {
+        try await Task.sleep(for: .milliseconds(5))
+        answer = try await get(nginx, key: Self.key(5))
+      }
+      #expect(answer.status == 200)
+      // The responder has seen nothing of what was not whole.
+      #expect(responder.requests.count == seen + 1)
+    }
+  }
+
   /// Half a header, half a body, and a byte now and then: none of them keeps its connection.
   @Test func slowClientsAreCutOffWhileOthersAreServed() async throws {
     try await withResponder(options: ["--header-timeout", "1s", "--body-timeout", "1s"]) { nginx, responder, _ in

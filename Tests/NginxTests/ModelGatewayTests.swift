@@ -234,9 +234,11 @@ import Testing
 
   @Test func limitsTheRateOfASession() async throws {
     try await withPlainUpstream(options: ["--model-rate", "1", "--model-burst", "2"]) { gateway in
-      var statuses: [Int] = []
-      for _ in 0..<6 { statuses.append(try await gateway.post().status) }
-      #expect(statuses.prefix(3) == [200, 200, 200] && statuses.contains(429), "\(statuses)")
+      let statuses = try await withThrowingTaskGroup(of: Int.self) { group in
+        for _ in 0..<20 { group.addTask { try await gateway.post().status } }
+        return try await group.reduce(into: [Int]()) { $0.append($1) }
+      }
+      #expect(statuses.count { $0 == 200 } >= 3 && statuses.contains(429), "\(statuses)")
       let other = Self.session.replacing("0f", with: "1f") + Self.token.dropFirst(36)
       try Data().write(to: URL(filePath: "\(gateway.directory)/tokens/\(other)"))
       #expect(try await gateway.post(token: other).status == 200)

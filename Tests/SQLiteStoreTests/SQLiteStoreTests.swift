@@ -81,7 +81,9 @@ import Testing
             DROP TABLE usage;
             ALTER TABLE turns DROP COLUMN reserved;
             ALTER TABLE api_keys DROP COLUMN limits;
-            DELETE FROM grdb_migrations WHERE identifier = '003-limits';
+            DROP TABLE gateway_accounts;
+            DROP TABLE gateway_log;
+            DELETE FROM grdb_migrations WHERE identifier IN ('003-limits', '006-gateway');
             """)
       }
       try queue.close()

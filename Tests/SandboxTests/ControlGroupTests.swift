@@ -20,14 +20,15 @@ import Testing
     try await withTemporaryDirectory { mount in
       let group = mount + "/system.slice/claude-api.service"
       try make(group, ["cgroup.procs": "", "cgroup.controllers": controllers, "cgroup.subtree_control": ""])
-      try make(group + "/server", ["cgroup.procs": ""])
-      for name in ["trial", Self.session] {
+      try make(group + "/server", ["cgroup.procs": "", "cpu.weight": "100\n"])
+      try make(group + "/key-somebody", ["cgroup.controllers": controllers, "cgroup.subtree_control": ""])
+      for name in ["trial", "key-somebody/" + Self.session] {
         try make(
           "\(group)/\(name)",
           [
             "cgroup.procs": "", "memory.max": "max\n", "memory.swap.max": "max\n", "memory.oom.group": "0\n",
             "memory.events": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 1\n", "pids.max": "max\n",
-            "cpu.max": "max 100000\n",
+            "cpu.max": "max 10000\n",
           ])
       }
       try body(mount, group)
@@ -49,21 +50,23 @@ import Testing
       #expect(found == [group])
       #expect(text(of: group + "/server/cgroup.procs") == String(getpid()))
       #expect(text(of: group + "/cgroup.subtree_control") == "+memory +pids +cpu")
+      #expect(text(of: group + "/server/cpu.weight") == "1000")
       var configuration = SandboxConfiguration(supportDirectory: "/nonexistent")
       configuration.maximumProcesses = 99
       configuration.maximumMemory = 1 << 30
       configuration.maximumProcessors = 2
       let groups = try ControlGroups(found, configuration)
       #expect(ControlGroups.Resource.allCases.allSatisfy(groups.bounds))
-      let command = try groups.enter(Self.session)
-      let own = "\(group)/\(Self.session)"
+      let command = try groups.enter(Self.session, of: "somebody")
+      #expect(text(of: group + "/key-somebody/cgroup.subtree_control") == "+pids +memory +cpu")
+      let own = "\(group)/key-somebody/\(Self.session)"
       #expect(command.suffix(2) == [own, "--"])
       // A plain file keeps what was longer.
       #expect(text(of: own + "/pids.max").hasPrefix("99"))
       #expect(text(of: own + "/memory.max") == "1073741824")
       #expect(text(of: own + "/memory.swap.max").hasPrefix("0"))
       #expect(text(of: own + "/memory.oom.group") == "1\n")
-      #expect(text(of: own + "/cpu.max") == "200000 100000")
+      #expect(text(of: own + "/cpu.max") == "20000 10000")
       #expect(groups.outOfMemoryKills(Self.session) == 2)
       #expect(groups.outOfMemoryKills(UUID().uuidString) == nil)
     }

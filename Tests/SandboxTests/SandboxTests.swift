@@ -218,9 +218,9 @@ struct SandboxTests {
         let (_, inside) = try await fixture.run("cat /proc/self/cgroup; \(Self.hundredChildren)")
         #expect(inside.hasSuffix("bounded") && !inside.hasSuffix("not bounded"), "\(inside)")
         for group in groups {
-          let own = "\(group)/\(fixture.own.sessionID)"
+          let own = "\(group)/key-somebody/\(fixture.own.sessionID)"
           if group.contains("/pids/") { #expect(text(of: own + "/pids.max") == "40\n") }
-          if group.contains("/cpu/") { #expect(text(of: own + "/cpu.cfs_quota_us") == "100000\n") }
+          if group.contains("/cpu/") { #expect(text(of: own + "/cpu.cfs_quota_us") == "10000\n") }
           if group.contains("/memory/") { #expect(text(of: own + "/memory.limit_in_bytes") == "\(256 << 20)\n") }
         }
         let before = fixture.sandbox.outOfMemoryKills(ofSession: fixture.own.sessionID)

@@ -32,7 +32,7 @@ struct Fixture {
     let launch = ClaudeLaunch(
       sessionID: id, executable: "/bin/sh", arguments: [], environment: [:],
       workingDirectory: "\(directory)/w/\(id)", configDirectory: "\(directory)/state/claude-config/\(id)",
-      gatewayDirectory: gateway)
+      gatewayDirectory: gateway, account: "somebody")
     for path in [launch.workingDirectory, launch.configDirectory] {
       try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
@@ -71,8 +71,12 @@ func withDecoyGroups(_ body: ([String]) async throws -> Void) async throws {
     for group in groups {
       // What was killed a moment ago may still be on its way out.
       for _ in 0..<1000 {
-        for name in try FileManager.default.contentsOfDirectory(atPath: group) where UUID(uuidString: name) != nil {
-          rmdir("\(group)/\(name)")
+        for key in try FileManager.default.contentsOfDirectory(atPath: group) where key.hasPrefix("key-") {
+          for name in try FileManager.default.contentsOfDirectory(atPath: "\(group)/\(key)")
+          where UUID(uuidString: name) != nil {
+            rmdir("\(group)/\(key)/\(name)")
+          }
+          rmdir("\(group)/\(key)")
         }
         if rmdir(group) == 0 { break }
         try await Task.sleep(for: .milliseconds(10))

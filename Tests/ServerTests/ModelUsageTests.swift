@@ -76,7 +76,7 @@ import Testing
   @Test func theLogIsFollowedAcrossRotationsAndHalfLines() async throws {
     try await withTemporaryDirectory { directory in
       let path = directory + "/model.log"
-      func read(_ log: ModelLogFollower) -> [Int]? { log.read()?.map(\.tokens.output) }
+      func read(_ log: ModelLogFollower) -> [Int]? { log.read()?.requests.map(\.tokens.output) }
       let early = ModelLogFollower(path: path)
       #expect(read(early) == nil)
       try Data((Self.line(1) + "\n").utf8).write(to: URL(filePath: path))
@@ -105,5 +105,40 @@ import Testing
       #expect(read(log) == [9])
       #expect(read(log) == [])
     }
+  }
+
+  /// What another server has read is not read again, and what came since is, also if the log was rotated meanwhile.
+  @Test func aServerGoesOnWhereAnotherOneStopped() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/model.log"
+      try Data((Self.line(1) + "\n").utf8).write(to: URL(filePath: path))
+      let first = ModelLogFollower(path: path)
+      _ = first.read()
+      try append(Self.line(2) + "\n" + Self.line(3).prefix(20), to: path)
+      let read = try #require(first.read())
+      #expect(read.requests.map(\.tokens.output) == [2])
+      let mark = try #require(ModelLogFollower.Mark(text: read.mark.text))
+      #expect(mark == read.mark)
+
+      try append(Self.line(3).dropFirst(20) + "\n" + Self.line(4) + "\n", to: path)
+      func goesOn() throws -> [Int] {
+        let log = ModelLogFollower(path: path)
+        log.resume(mark)
+        return try #require(log.read()).requests.map(\.tokens.output)
+      }
+      // The half line counts once it is whole.
+      #expect(try goesOn() == [3, 4])
+      try FileManager.default.moveItem(atPath: path, toPath: path + ".1")
+      try Data((Self.line(5) + "\n").utf8).write(to: URL(filePath: path))
+      #expect(try goesOn() == [3, 4, 5])
+      // The file that was read is gone; what there is has come since.
+      try FileManager.default.removeItem(atPath: path + ".1")
+      #expect(try goesOn() == [5])
+    }
+  }
+
+  @Test(arguments: ["", "x", "1", "1 0", "1 zz", "-1 00", " ", "1 00 00"])
+  func whatIsNoMarkIsNone(_ text: String) {
+    #expect(ModelLogFollower.Mark(text: text) == nil)
   }
 }

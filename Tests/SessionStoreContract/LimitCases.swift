@@ -12,6 +12,9 @@ let limitCases: [ContractCase] = [
   ContractCase("of many at once exactly as many get in as may", ofManyAtOnceExactlyAsManyGetInAsMay),
   ContractCase("turns that run at once reserve parts of the budget", turnsReservePartsOfTheBudget),
   ContractCase("a turn whose cost nobody knows counts with what it reserved", anUnknownCostCountsAsReserved),
+  ContractCase("what passed the gateway beside the turns is charged once", whatPassedTheGatewayIsChargedOnce),
+  ContractCase("what the gateway tells of late is charged once", whatTheGatewayTellsOfLateIsChargedOnce),
+  ContractCase("what a killed server's turns took is charged", whatAKilledServersTurnsTookIsCharged),
 ]
 
 private let cent = KeyLimit.dollar / 100
@@ -45,6 +48,103 @@ extension SessionStore {
       session, firstTurn: prompt ? turn : nil, events: [], idempotency: nil, accounts: [account(owner ?? "", limits)])
     return session
   }
+}
+
+/// What the gateway has counted for a session.
+private func passed(_ session: Session, tokens: Int64, _ cents: Int64 = 0) -> GatewayUse {
+  GatewayUse(session: session.id, key: session.owner ?? "", use: ModelUse(tokens: tokens, cost: cents * cent))
+}
+
+extension SessionStore {
+  fileprivate func runningTurn(_ session: Session, from sender: String? = "k") async throws -> Turn {
+    try await startTurn(try await add(session, from: sender).id, at: time(2)).turn
+  }
+
+  /// Today's tokens and cents of a key, and those beside the CLI among them.
+  fileprivate func spent(_ key: String) async throws -> [Int64] {
+    let usage = try await usage(of: key, at: time(4))
+    #expect(usage.besideCLI.costThisMonth == usage.besideCLI.costToday)
+    return [
+      usage.tokensToday, usage.costToday / cent, usage.besideCLI.tokensToday, usage.besideCLI.costToday / cent,
+    ]
+  }
+}
+
+@Sendable private func whatPassedTheGatewayIsChargedOnce(_ store: any SessionStore) async throws {
+  #expect(try await store.gatewayMark() == nil)
+  let session = try await store.addSession(owner: "k")
+  // Nothing counts as long as there is no gateway.
+  _ = try await store.finishTurn(try await store.runningTurn(session).id, outcome(0.25, tokens: 10))
+  #expect(try await store.spent("k") == [30, 25, 0, 0])
+  try await store.countGateway([], mark: "1", at: time(3))
+  #expect(try await store.gatewayMark() == "1")
+
+  // The same on both sides.
+  var turn = try await store.runningTurn(session)
+  try await store.countGateway([passed(session, tokens: 30, 25)], mark: "2", at: time(3))
+  #expect(try await store.spent("k") == [30, 25, 0, 0])
+  _ = try await store.finishTurn(turn.id, outcome(0.25, tokens: 10))
+  #expect(try await store.spent("k") == [60, 50, 0, 0])
+
+  // More than the turn tells of; it counts for the sender as well.
+  turn = try await store.runningTurn(session, from: "guest")
+  try await store.countGateway(
+    [passed(session, tokens: 30, 25), passed(session, tokens: 7, 4)], mark: "3", at: time(3))
+  _ = try await store.finishTurn(turn.id, outcome(0.25, tokens: 10))
+  #expect(try await store.spent("k") == [97, 79, 7, 4])
+  #expect(try await store.spent("guest") == [37, 29, 7, 4])
+
+  // Between turns, and of a session that is gone.
+  try await store.countGateway([passed(session, tokens: 3, 1)], mark: "4", at: time(3))
+  #expect(try await store.spent("k") == [100, 80, 10, 5])
+  _ = try await store.beginDeletion(of: session.id, at: time(3))
+  try await store.finishDeletion(of: session.id)
+  try await store.countGateway([passed(session, tokens: 1, 1)], mark: "5", at: time(3))
+  #expect(try await store.spent("k") == [101, 81, 11, 6])
+  #expect(try await store.gatewayMark() == "5")
+
+  // A turn that says nothing of what it took.
+  let other = try await store.addSession(owner: "k")
+  turn = try await store.runningTurn(other)
+  try await store.countGateway([passed(other, tokens: 9, 2)], mark: "6", at: time(3))
+  _ = try await store.finishTurn(turn.id, TurnOutcome(state: .interrupted, finishedAt: time(3)))
+  #expect(try await store.spent("k") == [110, 83, 20, 8])
+  // Other prices are no other use.
+  turn = try await store.runningTurn(other)
+  try await store.countGateway([passed(other, tokens: 30, 99)], mark: "7", at: time(3))
+  _ = try await store.finishTurn(turn.id, outcome(0.25, tokens: 10))
+  #expect(try await store.spent("k") == [140, 108, 20, 8])
+  // A budget is looked at with all of it.
+  await expect(.limited(LimitExcess(.tokensPerDay, maximum: 140, used: 140, at: time(1)))) {
+    _ = try await store.add(other, from: "k", accounts: [account("k", [.tokensPerDay: 140])])
+  }
+}
+
+@Sendable private func whatTheGatewayTellsOfLateIsChargedOnce(_ store: any SessionStore) async throws {
+  try await store.countGateway([], mark: "1", at: time(1))
+  let session = try await store.addSession(owner: nil)
+  for round in 1...3 {
+    let turn = try await store.runningTurn(session, from: nil)
+    try await store.countGateway([passed(session, tokens: 10, 5)], mark: "2", at: time(3))
+    _ = try await store.finishTurn(turn.id, outcome(0.25, tokens: 10))
+    // Its last request is told of now, with one that the agent made.
+    try await store.countGateway(
+      [passed(session, tokens: 20, 20), passed(session, tokens: 5, 1)], mark: "3", at: time(3))
+    #expect(try await store.spent("") == [35, 26, 5, 1].map { $0 * Int64(round) })
+  }
+}
+
+@Sendable private func whatAKilledServersTurnsTookIsCharged(_ store: any SessionStore) async throws {
+  try await store.countGateway([], mark: "1", at: time(1))
+  let session = try await store.addSession(owner: "k")
+  let turn = try await store.add(session, from: "k")
+  _ = try await store.startTurn(
+    turn.id, at: time(2), events: [], accounts: [account("k", [.usdPerDay: KeyLimit.dollar])])
+  try await store.countGateway([passed(session, tokens: 50, 70)], mark: "2", at: time(3))
+  #expect(try await store.spent("k") == [0, 0, 0, 0])
+  _ = try await store.recoverInterrupted(at: time(3)) { _ in [] }
+  // It counts with the 50 cents that it had reserved, and what it took beyond that.
+  #expect(try await store.spent("k") == [50, 70, 50, 20])
 }
 
 @Sendable private func whatCountsForAKeyOutlivesItsSessions(_ store: any SessionStore) async throws {

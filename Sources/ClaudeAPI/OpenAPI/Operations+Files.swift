@@ -335,7 +335,7 @@ extension Operation {
             "share_id": "$response.body#/id", "token": #"$response.body#/href#regex:^/shared/(.+)$"#,
           ])
       ],
-      problems: ProblemCode.ofReading + [.tooManyShares, .sharingDisabled]),
+      problems: ProblemCode.ofReading + ProblemCode.ofForms + [.tooManyShares, .sharingDisabled]),
     Operation(
       .get, "/sessions/{session_id}/shares", "listShares", .shares,
       answers: [

@@ -241,7 +241,11 @@ enum Schemas {
                 nil,
                 [
                   .required("maximum", .number("Null is no limit.").orNull), .required("used", .number()),
-                  .optional("reserved", .number("By turns that run.")), .required("left", .number().orNull),
+                  .optional("reserved", .number("By turns that run.")),
+                  .optional(
+                    "beside_cli",
+                    .number("What of `used` agents took from the model by themselves, not through the CLI.")),
+                  .required("left", .number().orNull),
                   .optional("resets_at", .timestamp()),
                 ]))
           })),

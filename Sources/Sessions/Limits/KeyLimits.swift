@@ -64,7 +64,7 @@ public enum KeyLimit: String, CaseIterable, Hashable, Sendable {
   public static let dollar: Int64 = 1_000_000_000
 
   /// A cost in the unit of amounts that are money.
-  static func amount(ofDollars dollars: Double) -> Int64 {
+  public static func amount(ofDollars dollars: Double) -> Int64 {
     Int64(exactly: (max(0, dollars) * Double(dollar)).rounded()) ?? 0
   }
 }
@@ -95,6 +95,9 @@ public struct KeyLimits: Hashable, Sendable {
   }
 
   public var isEmpty: Bool { settings.isEmpty }
+
+  /// Whether anything of them is about the use of the model.
+  public var haveBudget: Bool { [.tokensPerDay, .usdPerDay, .usdPerMonth].contains { self[$0] != nil } }
 
   /// These limits, and for what they leave open those of another layer.
   public func over(_ defaults: KeyLimits) -> KeyLimits {

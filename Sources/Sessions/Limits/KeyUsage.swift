@@ -23,6 +23,18 @@ public struct KeyUsage: Hashable, Sendable {
   public var costThisMonth: Int64 = 0
   /// Billionths of a US dollar that running turns may still spend.
   public var reserved: Int64 = 0
+  /// What of these amounts agents took from the model beside the CLI.
+  public var besideCLI = BesideCLI()
+
+  public struct BesideCLI: Hashable, Sendable {
+    public var tokensToday: Int64 = 0
+    /// Billionths of a US dollar.
+    public var costToday: Int64 = 0
+    /// Billionths of a US dollar.
+    public var costThisMonth: Int64 = 0
+
+    public init() {}
+  }
 
   public init() {}
 
@@ -37,6 +49,16 @@ public struct KeyUsage: Hashable, Sendable {
     case .tokensPerDay: tokensToday
     case .usdPerDay: costToday
     case .usdPerMonth: costThisMonth
+    }
+  }
+
+  /// What of a limit agents have used beside the CLI; nil for a limit on something else than the model.
+  public func amountBesideCLI(_ limit: KeyLimit) -> Int64? {
+    switch limit {
+    case .sessions, .runningTurns, .queuedTurns, .streams, .turnsPerHour: nil
+    case .tokensPerDay: besideCLI.tokensToday
+    case .usdPerDay: besideCLI.costToday
+    case .usdPerMonth: besideCLI.costThisMonth
     }
   }
 }
@@ -71,10 +93,10 @@ extension TurnOutcome {
   /// What a turn counts with that ends so. One whose cost nobody knows counts with what it was allowed to spend.
   ///
   /// - Parameter reserved: billionths of a US dollar.
-  public func charge(reserved: Int64?) -> (tokens: Int64, cost: Int64) {
+  public func charge(reserved: Int64?) -> ModelUse {
     let tokens = usage.map { $0.inputTokens + $0.outputTokens + $0.cacheCreationTokens } ?? 0
-    if let costUSD { return (tokens, KeyLimit.amount(ofDollars: costUSD)) }
-    return (tokens, isCostUnknown ? reserved ?? 0 : 0)
+    if let costUSD { return ModelUse(tokens: tokens, cost: KeyLimit.amount(ofDollars: costUSD)) }
+    return ModelUse(tokens: tokens, cost: isCostUnknown ? reserved ?? 0 : 0)
   }
 }
 

@@ -10,6 +10,9 @@ public struct KeyStanding: Hashable, Sendable {
 }
 
 extension SessionService {
+  /// Has the store know all that the model was used until now, for a look at how keys stand.
+  public nonisolated func bringUseUpToDate() async { await configuration.bringUseUpToDate() }
+
   /// How a key stands.
   ///
   /// - Parameter key: the id of a key; empty for use without one.

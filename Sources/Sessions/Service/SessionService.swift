@@ -31,6 +31,10 @@ public struct SessionServiceConfiguration: Sendable {
   /// wait for it. Default: always.
   public var hasRoom: @Sendable () -> Bool = { true }
 
+  /// Has the store know all that the model was used until now; awaited before the budget of a key is looked at. Default:
+  /// it does.
+  public var bringUseUpToDate: @Sendable () async -> Void = {}
+
   /// How often to ask for room. Default 0.5 s.
   public var roomInterval: Duration = .milliseconds(500)
 
@@ -275,7 +279,8 @@ public actor SessionService {
     do throws(SessionStoreError) {
       admission = try await store.createSession(
         session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
-        idempotency: new.idempotency, accounts: try await limits.accounts(owner: new.owner, sender: new.owner))
+        idempotency: new.idempotency,
+        accounts: try await accounts(owner: new.owner, sender: new.owner, spending: firstTurn != nil))
     } catch {
       await removeDirectories(id)
       throw SessionServiceError(error)
@@ -400,7 +405,7 @@ public actor SessionService {
     do throws(SessionStoreError) {
       admission = try await store.enqueueTurn(
         new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit,
-        accounts: try await limits.accounts(owner: try await self.owner(of: id), sender: owner))
+        accounts: try await accounts(owner: try await self.owner(of: id), sender: owner))
     } catch {
       if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
         throw .sessionDeleted
@@ -656,6 +661,15 @@ public actor SessionService {
     }
   }
 
+  /// The accounts that a turn counts for. If they have budgets, the store knows what was used of them.
+  private func accounts(
+    owner: String?, sender: String?, spending: Bool = true
+  ) async throws(SessionStoreError) -> [KeyAccount] {
+    let accounts = try await limits.accounts(owner: owner, sender: sender)
+    if spending && accounts.contains(where: \.limits.haveBudget) { await configuration.bringUseUpToDate() }
+    return accounts
+  }
+
   /// The key that owns a session; nil if there is none, or no such session.
   private func owner(of id: UUID) async throws(SessionStoreError) -> String? {
     if let session = cache[id] { return session.owner }
@@ -680,7 +694,7 @@ public actor SessionService {
       let change = try await fromStore { () throws(SessionStoreError) in
         try await self.store.startTurn(
           queued.id, at: .now(), events: EventLog.running(queued),
-          accounts: try await self.limits.accounts(owner: session.owner, sender: queued.owner))
+          accounts: try await self.accounts(owner: session.owner, sender: queued.owner))
       }
       hub.publish(change.events)
       turn = change.turn

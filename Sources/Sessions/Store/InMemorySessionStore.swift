@@ -19,8 +19,8 @@ public actor InMemorySessionStore: SessionStore {
   /// What was used in one hour.
   private struct Use {
     var turns: Int64 = 0
-    var tokens: Int64 = 0
-    var cost: Int64 = 0
+    var model = ModelUse()
+    var besideCLI = ModelUse()
   }
 
   private var entries: [UUID: Entry] = [:]
@@ -35,6 +35,9 @@ public actor InMemorySessionStore: SessionStore {
   private var reserved: [UUID: Int64] = [:]
   /// By key and hour.
   private var books: [String: [Int64: Use]] = [:]
+  /// What of sessions has passed the model's gateway and isn't charged yet.
+  private var gatewayAccounts: [UUID: ModelUse] = [:]
+  private var mark: String?
 
   public init() {}
 
@@ -357,10 +360,15 @@ public actor InMemorySessionStore: SessionStore {
     for (hour, use) in books[key] ?? [:] {
       if hour == UsagePeriod.hour(of: now) { usage.turnsThisHour += use.turns }
       if hour >= day {
-        usage.tokensToday += use.tokens
-        usage.costToday += use.cost
+        usage.tokensToday += use.model.tokens
+        usage.costToday += use.model.cost
+        usage.besideCLI.tokensToday += use.besideCLI.tokens
+        usage.besideCLI.costToday += use.besideCLI.cost
       }
-      if hour >= month { usage.costThisMonth += use.cost }
+      if hour >= month {
+        usage.costThisMonth += use.model.cost
+        usage.besideCLI.costThisMonth += use.besideCLI.cost
+      }
     }
     return usage
   }
@@ -371,11 +379,40 @@ public actor InMemorySessionStore: SessionStore {
 
   private func charge(_ turn: Turn, _ outcome: TurnOutcome) {
     let charge = outcome.charge(reserved: reserved.removeValue(forKey: turn.id))
-    let hour = UsagePeriod.hour(of: outcome.finishedAt)
-    for key in keys(of: turn) {
-      books[key, default: [:]][hour, default: Use()].tokens += charge.tokens
-      books[key, default: [:]][hour, default: Use()].cost += charge.cost
-    }
+    let surplus = settleGateway(turn.sessionID) { if mark != nil { $0 -= charge } }
+    for key in keys(of: turn) { book(key, at: outcome.finishedAt, charge, besideCLI: surplus) }
+  }
+
+  private func book(_ key: String, at time: Timestamp, _ charge: ModelUse = ModelUse(), besideCLI surplus: ModelUse) {
+    let hour = UsagePeriod.hour(of: time)
+    var use = books[key]?[hour] ?? Use()
+    use.model += charge
+    use.model += surplus
+    use.besideCLI += surplus
+    books[key, default: [:]][hour] = use
+  }
+
+  public func countGateway(_ uses: [GatewayUse], mark: String, at now: Timestamp) throws(SessionStoreError) {
+    try checkOpen()
+    self.mark = mark
+    for use in uses { book(use.key, at: now, besideCLI: settleGateway(use.session) { $0 += use.use }) }
+  }
+
+  public func gatewayMark() throws(SessionStoreError) -> String? {
+    try checkOpen()
+    return mark
+  }
+
+  /// Changes the account of a session.
+  ///
+  /// - Returns: what is to be charged.
+  private func settleGateway(_ session: UUID, _ change: (inout ModelUse) -> Void) -> ModelUse {
+    var account = gatewayAccounts[session] ?? ModelUse()
+    change(&account)
+    let isRunning = (entries[session]?.turns ?? []).contains { turns[$0]?.state == .running }
+    let surplus = isRunning ? ModelUse() : account.settle()
+    gatewayAccounts[session] = account.isZero ? nil : account
+    return surplus
   }
 
   private func admit<Value>(_ body: () throws -> Value) throws(SessionStoreError) -> Value {

@@ -185,6 +185,17 @@ public protocol SessionStore: EventLogReader {
   /// - Parameter key: the id of a key; empty for use without one.
   func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage
 
+  /// Counts what has passed the model's gateway. Each session has an account of that, from which is taken what its turns
+  /// are charged with when they end; what is more than that is charged to the key, and to the one that sent the turn,
+  /// as soon as no turn of the session runs.
+  ///
+  /// - Parameter mark: how far the gateway's log was read, for ``gatewayMark()``. Until there was a first one, no turn is
+  ///   taken from an account.
+  func countGateway(_ uses: [GatewayUse], mark: String, at now: Timestamp) async throws(SessionStoreError)
+
+  /// The mark of the last `countGateway`; nil if there was none.
+  func gatewayMark() async throws(SessionStoreError) -> String?
+
   // MARK: Idempotency
 
   /// The record of a key that still answers at `now`, if there is one.
