@@ -78,7 +78,7 @@ final class SessionSocket: Sendable {
       level: principal == nil ? .debug : .info, "Socket ended",
       metadata: [
         "key": "\(principal?.keyID ?? "-")",
-        "session": "\(API.uuid(client.session)?.lowercaseString ?? "-")",
+        "session": "\(UUID(canonical: client.session)?.lowercaseString ?? "-")",
         "code": "\(close.code)",
         "ms": "\(Int64(duration / .milliseconds(1)))",
       ])
@@ -252,7 +252,7 @@ final class SessionSocket: Sendable {
       let turn = try await service.interrupt(id)
       return SocketMessage.reply(command, turn.state.isFinal ? .ok : .accepted) { $0.members(turn, position: nil) }
     case .approval:
-      guard let approval = try command.text("approval_id").flatMap({ API.uuid($0) }) else {
+      guard let approval = try command.text("approval_id").flatMap({ UUID(canonical: $0) }) else {
         throw Problem(SessionServiceError.approvalNotFound)
       }
       let decided = try await api.decide(approval, of: id, try command.fields(API.approvalFields))
