@@ -72,8 +72,9 @@ actor Connection: Reactor.Handler {
   /// What is read ahead of the running request's end.
   private static let readAheadBytes = 64 << 10
   private static let sendTimeoutSeconds: UInt32 = 5
-  /// How long a web server that was asked to close a connection at rest may take.
-  private static let closingTimeout = Duration.seconds(1)
+  /// How long a web server that was asked to close a connection at rest may take. On a busy machine it may not have
+  /// looked at it for a while, and what it sends at the end of this time is lost.
+  private static let closingTimeout = Duration.seconds(5)
   private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
@@ -613,6 +614,8 @@ actor Connection: Reactor.Handler {
 
   private func closeAtRest() {
     closingTimer = nil
+    // What has come since the descriptors were looked at has not been reported yet.
+    receive()
     // With a part of a request it has the time that a request has.
     if case .reading = state, input.readableBytes == 0 { close() }
   }
