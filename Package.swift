@@ -122,7 +122,7 @@ let package = Package(
         "Sandbox", "Sessions", "WebSockets", "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
-        httpTypes, logging, nioPosix, serviceLifecycle, unixSignals,
+        httpTypes, logging, nioCore, nioPosix, serviceLifecycle, unixSignals,
       ],
       swiftSettings: swiftSettings),
     .executableTarget(

@@ -5,6 +5,8 @@ import NIOCore
 import NIOPosix
 
 /// One process of the CLI, from its start to the end of everything it left behind.
+///
+/// It runs on the event loop that reads its output; see ``ProcessExecutor``.
 actor ClaudeProcess {
   typealias Handler = @Sendable (ClaudeMessage) async -> Void
 
@@ -55,7 +57,7 @@ actor ClaudeProcess {
 
   let command: ClaudeCommand
   private let configuration: ClaudeRunnerConfiguration
-  private let eventLoopGroup: any EventLoopGroup
+  private let executor: ProcessExecutor
   private let unsolicited: Handler
   private let onGone: @Sendable (ClaudeProcess) async -> Void
 
@@ -112,17 +114,19 @@ actor ClaudeProcess {
   ///   - unsolicited: gets what the CLI says between turns.
   ///   - onGone: called once, when nothing of the process is left, also if it never started.
   init(
-    command: ClaudeCommand, eventLoopGroup: any EventLoopGroup, unsolicited: @escaping Handler,
+    command: ClaudeCommand, eventLoop: any EventLoop, unsolicited: @escaping Handler,
     onGone: @escaping @Sendable (ClaudeProcess) async -> Void
   ) {
     self.command = command
     configuration = command.configuration
     options = command.options
-    self.eventLoopGroup = eventLoopGroup
+    executor = ProcessExecutor(eventLoop)
     self.unsolicited = unsolicited
     self.onGone = onGone
     errorOutput = ErrorOutput(limit: command.configuration.errorOutputLimit)
   }
+
+  nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
 
   // MARK: start
 
@@ -211,27 +215,27 @@ actor ClaudeProcess {
   /// Takes the descriptors over. If a channel can't be made, the process sees its pipe close and ends.
   private func openChannels(input: CInt, output: CInt, error: CInt) async {
     do {
-      self.input = try await NIOPipeBootstrap(group: eventLoopGroup)
+      self.input = try await NIOPipeBootstrap(group: executor.eventLoop)
         .takingOwnershipOfDescriptor(output: input).get()
     } catch {
       close(input)
     }
     do {
       let errorOutput = errorOutput
-      errorChannel = try await NIOPipeBootstrap(group: eventLoopGroup)
+      errorChannel = try await NIOPipeBootstrap(group: executor.eventLoop)
         .channelInitializer { channel in channel.pipeline.addHandler(errorOutput) }
         .takingOwnershipOfDescriptor(input: error).get()
     } catch _ {
       close(error)
     }
     do {
-      let channel = try await NIOPipeBootstrap(group: eventLoopGroup)
+      let channel = try await NIOPipeBootstrap(group: executor.eventLoop)
         .takingOwnershipOfDescriptor(input: output) { channel in
           channel.eventLoop.makeCompletedFuture {
             try NIOAsyncChannel<ByteBuffer, Never>(wrappingChannelSynchronously: channel)
           }
         }
-      reader = Task { await self.read(channel) }
+      reader = Task(executorPreference: executor) { await self.read(channel) }
     } catch {
       close(output)
       outputEnded()

@@ -42,6 +42,7 @@ public actor ClaudeRunner {
   private var probed: (identity: String, probe: ClaudeProbe)?
 
   /// - Parameters:
+  ///   - eventLoopGroup: reads the output of the processes, and runs what it is handed to.
   ///   - unsolicited: gets what a CLI says when its session has no turn in flight, such as the turn it begins
   ///     by itself when background work has finished. It should return soon; the CLI waits for it.
   public init(
@@ -160,7 +161,7 @@ public actor ClaudeRunner {
         throw abort
       }
       let process = ClaudeProcess(
-        command: command, eventLoopGroup: eventLoopGroup,
+        command: command, eventLoop: eventLoopGroup.next(),
         unsolicited: { [weak self, unsolicited] message in
           await self?.noteUse(of: turn.session.id)
           await unsolicited(turn.session.id, message)

@@ -72,8 +72,9 @@ actor Connection: Reactor.Handler {
   /// What is read ahead of the running request's end.
   private static let readAheadBytes = 64 << 10
   private static let sendTimeoutSeconds: UInt32 = 5
-  /// How long a web server that was asked to close a connection at rest may take.
-  private static let closingTimeout = Duration.seconds(1)
+  /// How long a web server that was asked to close a connection at rest may take. On a busy machine it may not have
+  /// looked at it for a while, and what it sends at the end of this time is lost.
+  private static let closingTimeout = Duration.seconds(5)
   private static let requestIDKey = "hb.request.id"
 
   private let reactor: Reactor
@@ -240,6 +241,8 @@ actor Connection: Reactor.Handler {
     var exchange = Exchange(
       number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
       open: decoded.open)
+    // Many streams may be opened at one moment, and wait for the store with all that they hold.
+    if request.headers[.accept]?.contains("text/event-stream") == true { park(&exchange) }
     // Not isolated to this actor: the handler runs on the reactor all the same, as it is the task's preferred
     // executor, and each change between the two costs a turn in its queue.
     exchange.task = Task.detached(executorPreference: reactor) { [respond = environment.respond] in
@@ -588,6 +591,8 @@ actor Connection: Reactor.Handler {
 
   private func closeAtRest() {
     closingTimer = nil
+    // What has come since the descriptors were looked at has not been reported yet.
+    receive()
     // With a part of a request it has the time that a request has.
     if case .reading = state, input.readableBytes == 0 { close() }
   }

@@ -78,6 +78,19 @@ extension Database {
     try cachedStatement(sql: sql).execute(arguments: arguments)
   }
 
+  /// Runs `body` within a transaction that writes, whose own statements are compiled once, too.
+  func transaction(_ body: () throws -> Void) throws {
+    try run("BEGIN IMMEDIATE")
+    do {
+      try body()
+      try run("COMMIT")
+    } catch {
+      // Some errors have ended it already. One that goes on could not be followed by another.
+      if isInsideTransaction { try rollback() }
+      throw error
+    }
+  }
+
   /// The first row, decoded, or nil if there is none.
   func first<Value>(
     _ sql: String, _ arguments: StatementArguments, _ decode: (Row) throws -> Value

@@ -9,6 +9,9 @@ internal import Synchronization
 /// transaction for all of them. So a writer under load pays for one commit, and one fsync, per batch and not
 /// per job; an idle one starts at once. What waits is bounded by the number of tasks that call, since each
 /// waits for its own job.
+///
+/// A job that doesn't wait for the disk, and comes while nothing else is going on, runs on the thread that it comes
+/// from where that may be held up: to wake another one, and to be woken by it, takes longer than the job.
 final class Connection: Sendable {
   enum Role {
     case reader
@@ -43,6 +46,7 @@ final class Connection: Sendable {
   private let role: Role
   private let queue: DatabaseQueue
   private let path: String
+  private let mayBlock: @Sendable () -> Bool
   private let onCall: (@Sendable (SQLiteStoreConfiguration.Call, Duration) -> Void)?
   /// What a call on a reader is.
   private let reading: SQLiteStoreConfiguration.Call
@@ -59,6 +63,7 @@ final class Connection: Sendable {
     self.queue = queue
     self.reading = reading
     path = configuration.path
+    mayBlock = configuration.mayBlock
     onCall = configuration.onCall
   }
 
@@ -102,34 +107,45 @@ final class Connection: Sendable {
   }
 
   private func submit(_ job: Job) {
-    enum Action { case none, schedule, refuse }
+    enum Action { case none, schedule, runHere, refuse }
+    let mayRunHere = role == .writer && job.durability == .process && mayBlock()
     let action: Action = state.withLock { state in
       if state.isClosed { return .refuse }
       state.waiting.append(job)
       if state.isScheduled { return .none }
       state.isScheduled = true
-      return .schedule
+      return mayRunHere ? .runHere : .schedule
     }
     switch action {
     case .none: break
-    case .schedule: queue.asyncWriteWithoutTransaction { self.drain($0) }
+    case .schedule: schedule()
+    case .runHere:
+      // Nothing else is on the queue, so that its caller's thread runs this. What comes meanwhile doesn't keep it.
+      if queue.inDatabase({ self.runBatch($0) }) { schedule() }
     case .refuse: job.fail(.io("the store is closed"))
     }
   }
 
-  private func drain(_ database: Database) {
-    while true {
-      let jobs = state.withLock { state in
-        let jobs = Array(state.waiting.prefix(Self.largestBatch))
-        state.waiting.removeFirst(jobs.count)
-        if jobs.isEmpty { state.isScheduled = false }
-        return jobs
-      }
-      if jobs.isEmpty { return }
-      switch role {
-      case .reader: read(jobs, database)
-      case .writer: write(jobs, database)
-      }
+  private func schedule() {
+    queue.asyncWriteWithoutTransaction { database in while self.runBatch(database) {} }
+  }
+
+  /// Runs what waits, up to a bound.
+  ///
+  /// - Returns: whether more has come meanwhile, for which this must be called again.
+  private func runBatch(_ database: Database) -> Bool {
+    let jobs = state.withLock { state in
+      let jobs = Array(state.waiting.prefix(Self.largestBatch))
+      state.waiting.removeFirst(jobs.count)
+      return jobs
+    }
+    switch role {
+    case .reader: read(jobs, database)
+    case .writer: write(jobs, database)
+    }
+    return state.withLock { state in
+      state.isScheduled = !state.waiting.isEmpty
+      return state.isScheduled
     }
   }
 
@@ -157,7 +173,7 @@ final class Connection: Sendable {
       try synchronize(jobs.contains { $0.durability == .power } ? .power : .process, database)
       var deliveries: [@Sendable () -> Void] = []
       deliveries.reserveCapacity(jobs.count)
-      try database.inTransaction(.immediate) {
+      try database.transaction {
         for job in jobs {
           let changes = database.totalChangesCount
           do {
@@ -166,7 +182,6 @@ final class Connection: Sendable {
             deliveries.append { job.fail(error) }
           }
         }
-        return .commit
       }
       for deliver in deliveries { deliver() }
     } catch {

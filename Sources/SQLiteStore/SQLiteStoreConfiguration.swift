@@ -10,6 +10,9 @@ public struct SQLiteStoreConfiguration: Sendable {
   /// The size in bytes over which the database file doesn't grow; operations fail with `diskFull` there. Nil for
   /// no limit but the disk's.
   public var maximumBytes: Int64?
+  /// Whether the calling thread may be held up by the database file for a moment. Events that are appended there are
+  /// written by that thread, if nothing else is being written, and not by one of the store's. Default: no.
+  public var mayBlock: @Sendable () -> Bool = { false }
   /// Told of each call how long it took, waiting included. It must be quick.
   public var onCall: (@Sendable (Call, Duration) -> Void)?
 

@@ -237,6 +237,9 @@ final class Monitor: ServerStatus {
     text.add(.gauge, "claude_api_turns_running", "Turns that run.", Double(load.running))
     text.add(.gauge, "claude_api_turns_queued", "Turns that wait behind another one.", Double(load.queued))
     text.add(
+      .counter, "claude_api_approvals_refused_total",
+      "Questions for permission that were denied because too many of the turn waited.", metrics.refusedApprovals.value)
+    text.add(
       histogram: "claude_api_turn_queue_seconds", "From a message's acceptance to the start of its turn.",
       metrics.queueWaits)
     text.add(

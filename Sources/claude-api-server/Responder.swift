@@ -4,6 +4,8 @@ import Foundation
 import HummingbirdFastCGI
 import Logging
 import Monitoring
+import NIOCore
+import NIOPosix
 import SQLiteStore
 import Sandbox
 import ServiceLifecycle
@@ -49,6 +51,9 @@ struct Responder {
     let metrics = ServerMetrics(ledger)
     let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
     var storeConfiguration = SQLiteStoreConfiguration(path: databasePath)
+    // No request runs on these threads. What the CLIs say is stored and shown without another one.
+    let processLoops = MultiThreadedEventLoopGroup.singleton
+    storeConfiguration.mayBlock = { processLoops.any().inEventLoop }
     storeConfiguration.onCall = { metrics.storeCall($0, $1) }
     let store = try await SQLiteSessionStore.open(storeConfiguration)
     let watchdog = Watchdog(manager, store, logger)
@@ -57,7 +62,7 @@ struct Responder {
     runnerConfiguration.sandbox = sandbox
     runnerConfiguration.gateway = gateway
     let used = runnerConfiguration
-    let runner = ClaudeRunner(configuration: used, logger: logger)
+    let runner = ClaudeRunner(configuration: used, eventLoopGroup: processLoops, logger: logger)
     var options = ClaudeOptions()
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()

@@ -33,6 +33,7 @@ final class ServerMetrics: TurnObserver {
   let problems = Family<String, Counter>(limit: 200, overflow: "other") { Counter() }
   let turns = Family<String, Counter>(limit: 20, overflow: "other") { Counter() }
   let turnFailures = Family<String, Counter>(limit: 100, overflow: "other") { Counter() }
+  let refusedApprovals = Counter()
   let queueWaits = Histogram(Histogram.turnBounds)
   let firstWords = Histogram(Histogram.turnBounds)
   let turnDurations = Histogram(Histogram.turnBounds)
@@ -72,6 +73,8 @@ final class ServerMetrics: TurnObserver {
   }
 
   func turnSpoke(_ turn: Turn, after elapsed: Duration) { firstWords.record(elapsed) }
+
+  func approvalRefused(_ turn: Turn) { refusedApprovals.add() }
 
   func turnEnded(_ turn: Turn) {
     if turn.startedAt != nil { Task { await gateway.turnEnded(turn) } }

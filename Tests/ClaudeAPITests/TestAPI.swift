@@ -162,12 +162,14 @@ final class StreamReader: Sendable {
     return entry
   }
 
-  /// The entries up to the first one that is wanted, or to the end.
+  /// The entries up to the first one that is wanted, or to the end. Heartbeats, which come when they like, are only
+  /// among them if they are wanted.
   func entries(until isWanted: (Entry) -> Bool = { _ in false }) async -> [Entry] {
     var found: [Entry] = []
     for await entry in entries {
-      found.append(entry)
-      if isWanted(entry) { break }
+      let isWanted = isWanted(entry)
+      if isWanted || entry.comment != "keep-alive" { found.append(entry) }
+      if isWanted { break }
     }
     return found
   }

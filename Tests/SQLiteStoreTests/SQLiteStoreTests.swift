@@ -182,6 +182,56 @@ import Testing
     }
   }
 
+  // MARK: Threads that may be held up
+
+  /// Tasks append on their own threads, and on the store's when there is something else to write, in any mixture.
+  @Test func appendsOfAThreadThatMayBlockKeepTheirOrder() async throws {
+    try await withTemporaryDirectory { directory in
+      var configuration = SQLiteStoreConfiguration(path: directory + "/store.sqlite")
+      configuration.mayBlock = { true }
+      let store = try await SQLiteSessionStore.open(configuration)
+      let sessions = (0..<3).map { _ in makeSession() }
+      for session in sessions { _ = try await store.createSession(session) }
+      try await withThrowingTaskGroup { group in
+        for writer in 0..<6 {
+          group.addTask {
+            let session = sessions[writer % 3].id
+            for number in 0..<200 {
+              let new = NewEvent(type: "w\(writer)", processedAt: .now(), payload: #"{"n":\#(number)}"#)
+              let event = try #require(try await store.appendEvents([new], to: session).first)
+              // Whoever has been told of it finds it.
+              #expect(try await store.events(of: session, after: event.sequence - 1, limit: 1, types: nil) == [event])
+            }
+          }
+        }
+        group.addTask { for _ in 0..<50 { _ = try await store.createSession(makeSession()) } }
+        group.addTask {
+          for _ in 0..<50 {
+            let missing = UUID()
+            await #expect(throws: SessionStoreError.sessionNotFound(missing)) {
+              try await store.appendEvents([NewEvent(type: "t", processedAt: .now())], to: missing)
+            }
+          }
+        }
+        try await group.waitForAll()
+      }
+      await store.close()
+      await #expect(throws: SessionStoreError.io("the store is closed")) {
+        try await store.appendEvents([NewEvent(type: "t", processedAt: .now())], to: sessions[0].id)
+      }
+      let reopened = try await reopen(configuration.path)
+      for (index, session) in sessions.enumerated() {
+        let log = try await reopened.events(of: session.id, after: 0, limit: .max, types: nil)
+        #expect(log.map(\.sequence) == Array(1...400))
+        for writer in [index, index + 3] {
+          #expect(log.filter { $0.type == "w\(writer)" }.map(\.payload) == (0..<200).map { #"{"n":\#($0)}"# })
+        }
+      }
+      #expect(try await reopened.sessions().count == 53)
+      await reopened.close()
+    }
+  }
+
   // MARK: Backup
 
   @Test func aBackupHoldsWhatWasThere() async throws {

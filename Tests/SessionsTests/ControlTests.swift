@@ -161,6 +161,27 @@ import Testing
     }
   }
 
+  @Test func moreQuestionsThanMayWaitAreDenied() async throws {
+    let answers = PermissionAnswers()
+    let questions = (1...5).map { CLIMessages.ask("q\($0)") }
+    try await withService(
+      runner: asking(answers, questions), configure: { $0.maximumPendingApprovals = 2 },
+      { service in
+        let id = try await service.create(NewSession()).session.id
+        let turn = try await service.send("go", to: id)
+        for approval in try await pending(service, id, count: 2) {
+          _ = try await service.decide(approval.id, of: id, ApprovalVerdict(.allow))
+        }
+        let denial = "deny 2 tool calls of this turn wait for a decision already. Try again later."
+        #expect(
+          try await service.outcome(of: turn).result
+            == (["allow -", "allow -"] + Array(repeating: denial, count: 3)).joined(separator: ", "))
+        // What was denied for that left nothing behind, and the next turn may ask again.
+        #expect(try await service.approvals(of: id).count == 2)
+        #expect(try await logTypes(service, id).count { $0 == "approval.requested" } == 2)
+      })
+  }
+
   @Test func aQuestionThatNobodyAnswersBecomesADenial() async throws {
     let answers = PermissionAnswers()
     try await withService(

@@ -246,6 +246,14 @@ import WebSockets
         #expect(problem?["status"] == answer?["status"] && problem?["type"] == "about:blank", "\(text)")
         #expect(problem?["title"]?.stringValue != nil && problem?["detail"]?.stringValue != nil, "\(text)")
       }
+      // Whatever is wrong with a command, its id says which one it was.
+      for (text, id) in [
+        (#"{"type":"x","id":"a"}"#, "a"), (#"{"id":"b"}"#, "b"), (#"{"type":1,"id":"c"}"#, "c"),
+        (#"{"type":"message","id":"d"}"#, "d"),
+      ] {
+        try await socket.raw.send(text)
+        #expect(try await socket.messages(until: isType("error")).last?["id"]?.stringValue == id, "\(text)")
+      }
       let named = try await socket.ask(["type": "interrupt", "id": "i1"])
       #expect(named["id"] == "i1" && named["to"] == "interrupt" && named["status"] == 409)
       #expect(try await socket.ask(["type": "ping", "id": "p"]) == ["type": "pong", "id": "p"])

@@ -61,14 +61,14 @@ final class SessionSocket: Sendable {
       ])
       return try await serve(service.eventStream(of: id, selection, lease: lease), id, &messages)
     } catch let refusal as Refusal {
-      return await refuse(refusal.problem, refusal.command)
+      return await refuse(refusal.problem, refusal.command, refusal.id)
     } catch let error as ChannelError {
       client.logger.debug("The client of a socket is gone", metadata: ["error": "\(error)"])
       return .normal
     } catch is CancellationError {
       return .goingAway
     } catch {
-      return await refuse(Problem(describing: error, client.logger), first)
+      return await refuse(Problem(describing: error, client.logger), first?.type, first?.id)
     }
   }
 
@@ -89,7 +89,8 @@ final class SessionSocket: Sendable {
   /// A problem for which the socket is closed.
   private struct Refusal: Error {
     let problem: Problem
-    let command: SocketCommand?
+    let command: SocketCommand.Kind?
+    let id: String?
   }
 
   private static let notInTime = WebSocketClose(4401, "no key came in time")
@@ -107,10 +108,11 @@ final class SessionSocket: Sendable {
     }
     defer { timer.cancel() }
     guard let text = try await messages.next() else { return nil }
-    var command: SocketCommand?
+    var command: SocketCommand.Kind?
+    var id: String?
     do throws(Problem) {
-      let parsed = try SocketCommand(text)
-      command = parsed
+      let parsed = try SocketCommand(text, id: &id)
+      command = parsed.type
       guard parsed.type == .authenticate, let key = try parsed.fields(["key"]).string("key") else {
         throw Problem(
           .unauthorized, #"The first message must be {"type": "authenticate", "key": "…"}."#)
@@ -124,14 +126,16 @@ final class SessionSocket: Sendable {
     } catch {
       AuthenticationMiddleware.log(
         error.status, nil, "GET \(API.webSocketPath)", session: client.session, .zero, client.logger)
-      throw Refusal(problem: error, command: command)
+      throw Refusal(problem: error, command: command, id: id)
     }
   }
 
   /// Tells a client the problem for which it is disconnected.
-  private func refuse(_ problem: Problem, _ command: SocketCommand?) async -> WebSocketClose {
+  private func refuse(
+    _ problem: Problem, _ command: SocketCommand.Kind?, _ id: String?
+  ) async -> WebSocketClose {
     do {
-      try await socket.send([SocketMessage.error(problem, command?.type.rawValue, command?.id)])
+      try await socket.send([SocketMessage.error(problem, command?.rawValue, id)])
     } catch {
       client.logger.debug("The client of a socket is gone", metadata: ["error": "\(error)"])
     }
@@ -211,17 +215,18 @@ final class SessionSocket: Sendable {
   // MARK: Commands
 
   private func answer(_ text: ByteBuffer, _ id: UUID) async -> (message: ByteBuffer, close: WebSocketClose?) {
-    var command: SocketCommand?
+    var command: SocketCommand.Kind?
+    var commandID: String?
     do {
-      let parsed = try SocketCommand(text)
-      command = parsed
+      let parsed = try SocketCommand(text, id: &commandID)
+      command = parsed.type
       let principal = principal.withLock { $0 }
       try await authorize(parsed, principal)
       let answer = try await Principal.$current.withValue(principal) { try await carryOut(parsed, id) }
       return (answer, nil)
     } catch {
       let problem = Problem(describing: error, client.logger)
-      let message = SocketMessage.error(problem, command?.type.rawValue, command?.id)
+      let message = SocketMessage.error(problem, command?.rawValue, commandID)
       // The key has ended, and with it the socket.
       return (message, problem.status == .unauthorized ? Self.close(for: problem) : nil)
     }

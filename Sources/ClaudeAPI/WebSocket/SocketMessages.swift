@@ -35,7 +35,8 @@ struct SocketCommand: Sendable {
   /// Fields of the socket's own, which the request over HTTP has elsewhere.
   private static let own: [Kind: String] = [.message: "idempotency_key", .approval: "approval_id"]
 
-  init(_ text: ByteBuffer) throws(Problem) {
+  /// - Parameter id: is set as soon as it is known, also where the command is no command.
+  init(_ text: ByteBuffer, id: inout String?) throws(Problem) {
     let value: JSONValue
     do throws(JSONParsingError) {
       value = try JSONValue(parsing: text.readableBytesView)
@@ -48,10 +49,11 @@ struct SocketCommand: Sendable {
     }
     self.members = members
     switch members["id"] {
-    case nil, .null: id = nil
-    case .string(let text) where text.utf8.count <= 128: id = text
+    case nil, .null: self.id = nil
+    case .string(let text) where text.utf8.count <= 128: self.id = text
     default: throw BodyFields.invalid("id", "must be a string of at most 128 bytes")
     }
+    id = self.id
     guard let type = members["type"]?.stringValue.flatMap({ Kind(rawValue: $0) }) else {
       throw BodyFields.invalid("type", "must be one of \(Kind.allCases.map(\.rawValue).joined(separator: ", "))")
     }

@@ -45,7 +45,8 @@ public struct ApprovalVerdict: Hashable, Sendable {
 /// Brings the agent's questions to clients, and their decisions back.
 ///
 /// A question is in the store as an approval before a client sees it. It is answered once: by the first decision, or
-/// by a denial when its time is over; when the CLI withdraws it or its turn ends, it becomes void.
+/// by a denial when its time is over; when the CLI withdraws it or its turn ends, it becomes void. While as many of one
+/// turn wait as may, further ones are denied at once and leave nothing behind.
 actor ApprovalDesk {
   private struct Pending {
     let approval: Approval
@@ -66,16 +67,25 @@ actor ApprovalDesk {
   private let runner: any TurnRunner
   private let hub: EventHub
   private let timeout: Duration
+  private let maximumPending: Int
+  private let observer: (any TurnObserver)?
   private let logger: Logger
   private var pending: [UUID: Pending] = [:]
+  /// Turns of which a question was denied because too many waited.
+  private var refusedTurns: Set<UUID> = []
   /// By session. Later turns have them in their options.
   private var remembered: [UUID: [Remembered]] = [:]
 
-  init(store: any SessionStore, runner: any TurnRunner, hub: EventHub, timeout: Duration, logger: Logger) {
+  init(
+    store: any SessionStore, runner: any TurnRunner, hub: EventHub, timeout: Duration, maximumPending: Int,
+    observer: (any TurnObserver)?, logger: Logger
+  ) {
     self.store = store
     self.runner = runner
     self.hub = hub
     self.timeout = timeout
+    self.maximumPending = maximumPending
+    self.observer = observer
     self.logger = logger
   }
 
@@ -114,6 +124,9 @@ actor ApprovalDesk {
       _ = await runner.answerPermission(requestID, of: session, Self.answer(earlier.verdict, rules))
       return
     }
+    if pending.values.count(where: { $0.approval.turnID == turn.id }) >= maximumPending {
+      return await refuse(requestID, turn)
+    }
     let now = Timestamp.now()
     let approval = Approval(
       id: UUID(), sessionID: session, turnID: turn.id, toolName: request["tool_name"]?.stringValue ?? "",
@@ -135,6 +148,20 @@ actor ApprovalDesk {
       do { try await Task.sleep(for: timeout) } catch { return }
       await self?.expire(approval)
     }
+  }
+
+  /// Denies a question because too many of its turn wait.
+  private func refuse(_ requestID: String, _ turn: Turn) async {
+    observer?.approvalRefused(turn)
+    // Once for each turn: whoever asks so much must not fill the log.
+    if refusedTurns.insert(turn.id).inserted {
+      logger.warning(
+        "A turn asks for more permissions than may wait at one time; the rest is denied",
+        metadata: turn.logMetadata.merging(["limit": "\(maximumPending)"]) { $1 })
+    }
+    _ = await runner.answerPermission(
+      requestID, of: turn.sessionID,
+      .deny(message: "\(maximumPending) tool calls of this turn wait for a decision already. Try again later."))
   }
 
   /// Decides a pending approval.
@@ -165,6 +192,7 @@ actor ApprovalDesk {
   /// Makes void what nobody has decided for a turn that is over.
   func turnEnded(_ turn: Turn) async {
     remembered[turn.sessionID] = nil
+    refusedTurns.remove(turn.id)
     for approval in pending.values.map(\.approval) where approval.turnID == turn.id { await void(approval) }
   }
 

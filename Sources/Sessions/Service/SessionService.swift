@@ -24,6 +24,10 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
   public var approvalTimeout: Duration = .seconds(600)
 
+  /// Questions for permission of one turn that wait at one time; more are denied. Default 64: that many tool calls no
+  /// model makes at once, but a tool could ask in the CLI's name.
+  public var maximumPendingApprovals = 64
+
   /// Turns that run at one time; others wait, those of different keys in fair order. Default: no bound.
   public var maximumRunningTurns = Int.max
 
@@ -162,7 +166,8 @@ public actor SessionService {
     self.observer = observer
     self.logger = logger
     approvalDesk = ApprovalDesk(
-      store: store, runner: runner, hub: hub, timeout: configuration.approvalTimeout, logger: logger)
+      store: store, runner: runner, hub: hub, timeout: configuration.approvalTimeout,
+      maximumPending: configuration.maximumPendingApprovals, observer: observer, logger: logger)
   }
 
   // MARK: Start and end

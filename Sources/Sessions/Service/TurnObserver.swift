@@ -10,6 +10,9 @@ public protocol TurnObserver: Sendable {
   /// - Parameter elapsed: since the turn left its queue.
   func turnSpoke(_ turn: Turn, after elapsed: Duration)
 
+  /// A turn asks for more permissions than may wait at one time; one was denied for that.
+  func approvalRefused(_ turn: Turn)
+
   /// A turn has ended, in whatever way, and its end is in the store.
   func turnEnded(_ turn: Turn)
 }
