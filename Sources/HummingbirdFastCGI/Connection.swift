@@ -241,8 +241,6 @@ actor Connection: Reactor.Handler {
     var exchange = Exchange(
       number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
       open: decoded.open)
-    // Many streams may be opened at one moment, and wait for the store with all that they hold.
-    if request.headers[.accept]?.contains("text/event-stream") == true { park(&exchange) }
     // Not isolated to this actor: the handler runs on the reactor all the same, as it is the task's preferred
     // executor, and each change between the two costs a turn in its queue.
     exchange.task = Task.detached(executorPreference: reactor) { [respond = environment.respond] in

@@ -89,8 +89,10 @@ public final class Nginx: Sendable {
   }
 
   /// Ends the workers as the kernel would; the master starts others.
-  public func killWorkers() {
-    for pid in workers { _ = Glibc.kill(pid, SIGKILL) }
+  public func killWorkers() { signalWorkers(SIGKILL) }
+
+  public func signalWorkers(_ signal: CInt) {
+    for pid in workers { _ = Glibc.kill(pid, signal) }
   }
 
   private var workers: [Int32] {
