@@ -21,8 +21,6 @@ struct ControlGroupDiscovery {
   static let serverGroup = "server"
   /// Its share of busy processors, beside 100 of each key's sessions: it takes little, and everybody waits for it.
   private static let serverWeight = "1000"
-  /// That of all sessions together in version 1, beside 1024 of the server and whatever else is in its own group.
-  private static let sessionsShares = "256"
 
   /// - Returns: groups for sessions, at most one of version 2 or three of version 1; none if there are none to be had.
   func find() -> [String] {
@@ -46,9 +44,7 @@ struct ControlGroupDiscovery {
     guard let path = path(controller) else { return nil }
     let group = "\(mountPoint)/\(controller)\(path)/\(name)"
     guard mkdir(group, 0o755) == 0 || errno == EEXIST else { return nil }
-    guard access(group + "/cgroup.procs", W_OK) == 0 else { return nil }
-    set(group + "/cpu.shares", Self.sessionsShares)
-    return group
+    return access(group + "/cgroup.procs", W_OK) == 0 ? group : nil
   }
 
   private func delegated() -> String? {
@@ -64,13 +60,10 @@ struct ControlGroupDiscovery {
       write(String(getpid()), to: server + "/cgroup.procs"),
       write(wanted.map { "+" + $0 }.joined(separator: " "), to: group + "/cgroup.subtree_control")
     else { return nil }
-    set(server + "/cpu.weight", Self.serverWeight)
+    // Without it there is still the default.
+    let weight = server + "/cpu.weight"
+    if access(weight, W_OK) == 0 { _ = write(Self.serverWeight, to: weight) }
     return group
-  }
-
-  /// Writes a share of the processors where groups have one. Without it there is still the default.
-  private func set(_ file: String, _ value: String) {
-    if access(file, W_OK) == 0 { _ = write(value, to: file) }
   }
 
   private func isGiven(_ group: String) -> Bool {

@@ -28,9 +28,8 @@ struct Sandboxing {
     var configuration = SandboxConfiguration(supportDirectory: stateDirectory + "/sandbox")
     configuration.maximumProcesses = settings.maximumProcesses
     configuration.maximumMemory = settings.maximumMemory
-    // The CLI alone keeps more than one busy for moments, and is slowed down to half of its speed if it mayn't.
     configuration.maximumProcessors =
-      settings.maximumProcessors ?? max(2, ClaudeRunnerConfiguration.halfOfTheProcessors())
+      settings.maximumProcessors ?? ClaudeRunnerConfiguration.halfOfTheProcessors()
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = settings.controlGroups

@@ -209,7 +209,7 @@ struct ServerConfiguration: Sendable {
       key: "sandbox.max-memory", kind: .integer(268_435_456...Int.max), defaultText: "4294967296",
       summary: "bytes of memory of a session with control groups, else of each of its processes")
     static let sandboxProcessors = Setting(
-      key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "half of them (at least 2)",
+      key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "half of them",
       summary: "processors that a session may keep busy; needs control groups")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",

@@ -33,30 +33,6 @@ import Testing
     }
   }
 
-  /// On a busy machine it may take a while until nginx runs again, and then it may come to a client's request before it
-  /// sees that the responder wants to end the connection on which it sends that.
-  @Test func aWebServerThatStandsStillForAMomentLosesNoRequest() async throws {
-    try await Stack.run(holdsSockets: true) { stack in
-      let id = try await stack.createSession()
-      let client = try RawConnection(port: stack.nginx.port)
-      let request = "HEAD /sessions/\(id) HTTP/1.1\r\nHost: localhost\r\n\r\n"
-      // From now on its worker has a connection to the responder that is at rest.
-      try await client.send(request)
-      #expect(try await client.receive(untilText: "\r\n\r\n").hasPrefix("HTTP/1.1 200 "))
-      stack.nginx.signalWorkers(SIGSTOP)
-      defer { stack.nginx.signalWorkers(SIGCONT) }
-      try await client.send(request)
-      await stack.responder?.signal(SIGTERM)
-      // As long as it may stand still.
-      try await Task.sleep(for: .seconds(2))
-      stack.nginx.signalWorkers(SIGCONT)
-      #expect(await stack.stopResponder() == .status(0))
-      // It has been answered, or waits for the next one.
-      try await stack.startResponder()
-      #expect(try await client.receive(untilText: "\r\n\r\n").hasPrefix("HTTP/1.1 200 "))
-    }
-  }
-
   @Test func whoWaitsForAMessageThatRunsLaterIsToldSo() async throws {
     try await Stack.run(settings: ["drain-timeout": "300s"], holdsSockets: true) { stack in
       let id = try await stack.createSession()

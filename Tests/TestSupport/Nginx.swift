@@ -89,10 +89,8 @@ public final class Nginx: Sendable {
   }
 
   /// Ends the workers as the kernel would; the master starts others.
-  public func killWorkers() { signalWorkers(SIGKILL) }
-
-  public func signalWorkers(_ signal: CInt) {
-    for pid in workers { _ = Glibc.kill(pid, signal) }
+  public func killWorkers() {
+    for pid in workers { _ = Glibc.kill(pid, SIGKILL) }
   }
 
   private var workers: [Int32] {
