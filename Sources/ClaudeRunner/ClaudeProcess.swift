@@ -73,6 +73,8 @@ actor ClaudeProcess {
   private var outOfMemoryKillsBefore = 0
 
   /// Why the process is being ended by this side; nil as long as it isn't.
+  /// Answers to the CLI that its pipe hasn't taken yet.
+  private var unreadAnswers = 0
   private var endReason: ClaudeFailure?
   private var exit: ClaudeExit?
   private(set) var isGone = false
@@ -109,6 +111,8 @@ actor ClaudeProcess {
   private static let toolGrace = Duration.milliseconds(200)
   /// How many lines that are no messages are handed on; the rest is only counted.
   private static let garbageHandedOn = 100
+  /// Far more than a CLI asks before it reads an answer.
+  private static let maximumUnreadAnswers = 256
 
   /// - Parameters:
   ///   - unsolicited: gets what the CLI says between turns.
@@ -723,13 +727,14 @@ actor ClaudeProcess {
 
   // MARK: writing
 
-  private func write(_ message: JSONValue) {
+  /// - Returns: when the pipe has taken it; nil if there is no pipe.
+  @discardableResult
+  private func write(_ message: JSONValue) -> EventLoopFuture<Void>? {
     var bytes = ByteBuffer()
     bytes.writeBytes(message.encoded())
     bytes.writeInteger(UInt8(ascii: "\n"))
-    // If it can't be written the process is at its end, and that is noticed as such. What waits to be written
-    // is one prompt at most.
-    input?.writeAndFlush(bytes, promise: nil)
+    // If it can't be written the process is at its end, and that is noticed as such.
+    return input?.writeAndFlush(bytes)
   }
 
   private func controlRequest(_ request: [String: JSONValue], id: String) -> JSONValue {
@@ -737,9 +742,23 @@ actor ClaudeProcess {
   }
 
   private func writeControlResponse(_ requestID: String, _ response: [String: JSONValue]) {
+    // A tool can stop the CLI and ask in its name, and the answers would pile up here.
+    guard unreadAnswers < Self.maximumUnreadAnswers else { return endUnread() }
     var response = response
     response["request_id"] = .string(requestID)
-    write(["type": "control_response", "response": .object(response)])
+    guard let written = write(["type": "control_response", "response": .object(response)]) else { return }
+    unreadAnswers += 1
+    // On the event loop of the pipe, which is this actor's.
+    written.whenComplete { [weak self] _ in self?.assumeIsolated { $0.unreadAnswers -= 1 } }
+  }
+
+  private func endUnread() {
+    guard endReason == nil else { return }
+    let failure = ClaudeFailure(
+      .cliProtocolError, "The Claude Code CLI asks and doesn't read the answers.", partial: partial)
+    endReason = failure
+    // Not awaited: the end of the process waits for the end of the reader, which may have come here.
+    Task { await self.end(.kill, failure) }
   }
 
   /// Asks the CLI for something and waits for its answer.

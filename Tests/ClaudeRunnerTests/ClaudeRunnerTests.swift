@@ -236,6 +236,8 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     Case(prompt: "fake:half", code: .stalled), Case(prompt: "fake:stubborn", code: .stalled),
     Case(prompt: "fake:noresult", code: .postResultHang),
     Case(prompt: "fake:huge 200000", code: .lineTooLong),
+    // More answers than its pipe and what may wait for it take.
+    Case(prompt: "fake:unread 10000", code: .cliProtocolError),
     Case(prompt: "fake:error 401", code: .modelAuthFailed),
     Case(prompt: "fake:error 403", code: .modelAuthFailed),
     Case(prompt: "fake:error 429", code: .rateLimited), Case(prompt: "fake:error 500", code: .modelError),

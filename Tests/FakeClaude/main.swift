@@ -271,6 +271,11 @@ func perform(_ prompt: String) {
     emit(text: String(repeating: "x", count: number))
     emit(text: "\n")
     finish("after a huge line")
+  case "unread":
+    for index in 0..<number {
+      emit(["type": "control_request", "request_id": .string("\(index)"), "request": ["subtype": "unknown"]])
+    }
+    sleepForever()
   case "say": finish(String(repeating: "y", count: number))
   case "speak":
     let size = words.count > 2 ? Int(words[2]) ?? 0 : 0
