@@ -19,6 +19,8 @@ public struct WatchingRunner: TurnRunner {
   private let log: WorkspaceLog
   private let interval: Duration
 
+  private static let firstLookTimeout = Duration.milliseconds(500)
+
   /// - Parameter interval: the shortest pause between two looks.
   public init(_ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, interval: Duration) {
     self.base = base
@@ -31,8 +33,11 @@ public struct WatchingRunner: TurnRunner {
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
   ) async throws(TurnRunFailure) -> TurnResult {
     let watch = WorkspaceWatch(request.turn, workspaces, log, interval: interval)
+    // The agent begins when the first look is over, so that all that it does is told; but it doesn't wait long for one.
+    let (begin, go) = AsyncStream<Void>.makeStream()
     let result = await withTaskGroup(of: Result<TurnResult, TurnRunFailure>?.self) { tasks in
       tasks.addTask {
+        for await _ in begin {}
         do throws(TurnRunFailure) {
           return .success(try await base.run(request, onMessage: onMessage))
         } catch {
@@ -40,7 +45,13 @@ public struct WatchingRunner: TurnRunner {
         }
       }
       tasks.addTask {
-        if await watch.lookUntilExcess() { await base.interrupt(request.session.id) }
+        if await watch.lookUntilExcess(afterFirst: { go.finish() }) { await base.interrupt(request.session.id) }
+        return nil
+      }
+      tasks.addTask {
+        // Cancelled when the turn is over.
+        do { try await Task.sleep(for: Self.firstLookTimeout) } catch {}
+        go.finish()
         return nil
       }
       var result: Result<TurnResult, TurnRunFailure>?
@@ -120,13 +131,14 @@ private actor WorkspaceWatch {
   }
 
   /// Looks until the workspace holds too much, and returns true then, or until the task is cancelled.
-  func lookUntilExcess() async -> Bool {
+  func lookUntilExcess(afterFirst: @Sendable () -> Void) async -> Bool {
     do {
-      // The agent may be faster than the first look.
+      // The agent may have begun before this look is over.
       latest = try await workspaces.snapshot(of: turn.sessionID, changedAfter: start)
     } catch {
       log.lookFailed(turn, error)
     }
+    afterFirst()
     var pause = interval
     while true {
       do { try await Task.sleep(for: pause) } catch { return false }
