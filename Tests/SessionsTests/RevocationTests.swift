@@ -84,7 +84,8 @@ import Testing
       #expect(refused.state == .failed && refused.failure?.code == "key_revoked")
       #expect(try await service.outcome(of: other).result == "Echo: third")
       #expect(runner.prompts == ["long", "third"])
-      let types = try await service.events(of: id, after: 0, limit: 100).filter { $0.turnID == waiting.id }.map(\.type)
+      let types = try await service.events(of: id, after: 0, limit: 100).items.filter { $0.turnID == waiting.id }.map(
+        \.type)
       #expect(types == ["user.message", "turn.queued", "session.error", "session.status_idle", "turn.failed"])
     }
   }

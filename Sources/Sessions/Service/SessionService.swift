@@ -466,8 +466,8 @@ public actor SessionService {
     }
   }
 
-  /// Turns of a session by number, ascending.
-  public func turns(of id: UUID, after: Int, limit: Int) async throws(SessionServiceError) -> [Turn] {
+  /// A page of the turns of a session by number, ascending.
+  public func turns(of id: UUID, after: Int, limit: Int) async throws(SessionServiceError) -> StorePage<Turn> {
     try await fromStore { () throws(SessionStoreError) in
       try await self.store.turns(of: id, after: after, limit: limit, states: nil)
     }
@@ -937,10 +937,10 @@ public actor SessionService {
     EventStream(session: id, selection: selection, log: store, hub: hub, lease: lease)
   }
 
-  /// Events of a session by number, ascending, after one of them.
+  /// A page of the events of a session by number, ascending, after one of them.
   public nonisolated func events(
     of id: UUID, after: Int64, limit: Int, types: Set<String>? = nil
-  ) async throws(SessionServiceError) -> [Event] {
+  ) async throws(SessionServiceError) -> StorePage<Event> {
     do throws(SessionStoreError) {
       return try await store.events(of: id, after: after, limit: limit, types: types)
     } catch {
@@ -962,8 +962,8 @@ public actor SessionService {
     var last: Int64 = 0
     while true {
       let messages = try await events(of: turn.sessionID, after: last, limit: 200, types: ["user.message"])
-      if let message = messages.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
-      guard messages.count == 200, let next = messages.last?.sequence else { return last }
+      if let message = messages.items.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
+      guard messages.hasMore, let next = messages.items.last?.sequence else { return last }
       last = next
     }
   }
