@@ -226,7 +226,9 @@ struct ServerConfiguration: Sendable {
         "what agents reach whose key doesn't say: model-only, open; always-model-only, whatever a key says")
     static let minimumFreeDisk = Setting(
       key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
-      summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
+      summary:
+        "bytes that stay free where state and workspaces are: below, /readyz is 503, uploads and new sessions 507, and turns are stopped"
+    )
     static let logFormat = Setting(
       key: "log.format", kind: .choice(LogFormat.allCases.map(\.rawValue)), defaultText: "logfmt",
       summary: "how a line of the log is written: logfmt or json")
@@ -322,7 +324,9 @@ struct ServerConfiguration: Sendable {
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
     requiresKeys = try settings.text(Row.keysRequired) == "yes"
+    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     var workspaceLimits = WorkspaceLimits()
+    workspaceLimits.reservedBytes = Int64(minimumFreeDisk)
     if let bytes = try settings.integer(Row.quotaBytes) { workspaceLimits.bytes = Int64(bytes) }
     if let entries = try settings.integer(Row.quotaFiles) { workspaceLimits.entries = Int64(entries) }
     if let bytes = try settings.integer(Row.uploadSize) { workspaceLimits.uploadBytes = Int64(bytes) }
@@ -340,7 +344,6 @@ struct ServerConfiguration: Sendable {
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),
       network: try settings.text(Row.sandboxNetwork).flatMap { Sandbox.Network(rawValue: $0) })
-    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
     logFormat = try settings.text(Row.logFormat) ?? "logfmt"
     maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192

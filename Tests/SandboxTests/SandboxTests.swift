@@ -183,6 +183,13 @@ struct SandboxTests {
     }
   }
 
+  @Test func boundsDescriptors() async throws {
+    try await withFixture { fixture in
+      let limits = try await fixture.run("ulimit -n; ulimit -Hn")
+      #expect(limits.output == "4096\n4096")
+    }
+  }
+
   @Test func boundsTheProcessesOfAnOrdinaryUser() async throws {
     try await withFixture({ $0.maximumProcesses = 40 }) { fixture in
       let limit = try await fixture.run("ulimit -u")
