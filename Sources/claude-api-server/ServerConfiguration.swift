@@ -73,6 +73,7 @@ struct ServerConfiguration: Sendable {
     var maximumProcesses: Int
     var maximumMemory: Int
     var maximumProcessors: Int?
+    var maximumProcessorsOfKey: Int?
     var temporaryBytes: Int
     var readOnlyPaths: [String]
     var controlGroups: ControlGroupSource
@@ -211,6 +212,9 @@ struct ServerConfiguration: Sendable {
     static let sandboxProcessors = Setting(
       key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "half of them",
       summary: "processors that a session may keep busy; needs control groups")
+    static let sandboxProcessorsOfKey = Setting(
+      key: "sandbox.max-processors-of-key", kind: .integer(1...1024), defaultText: "3/4 of them",
+      summary: "processors that the sessions of a key may keep busy together; needs control groups")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
       summary: "bytes of a session's private /tmp, which is memory")
@@ -272,8 +276,8 @@ struct ServerConfiguration: Sendable {
       lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
-      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
+      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxProcessorsOfKey, sandboxTemporary,
+      sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }
@@ -340,6 +344,7 @@ struct ServerConfiguration: Sendable {
       maximumProcesses: try settings.integer(Row.sandboxProcesses) ?? 512,
       maximumMemory: try settings.integer(Row.sandboxMemory) ?? 4 << 30,
       maximumProcessors: try settings.integer(Row.sandboxProcessors),
+      maximumProcessorsOfKey: try settings.integer(Row.sandboxProcessorsOfKey),
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),

@@ -666,7 +666,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
-  @Test(.timeLimit(.minutes(1))) func evictsTheRestlessWhenATurnWouldBeOver() async throws {
+  @Test func evictsTheRestlessWhenATurnWouldBeOver() async throws {
     let fixture = try Fixture {
       $0.idleTimeout = .milliseconds(200)
       $0.turnTimeout = .milliseconds(600)
