@@ -62,7 +62,7 @@ extension API {
       }
     }
     // With the time of its last use as it is now.
-    let current = service.cachedSession(created.session.id) ?? created.session
+    let current = outcome == nil ? created.session : try await service.session(created.session.id)
     let isUnderWay = outcome.map { !$0.state.isFinal } ?? false
     if let outcome, isUnderWay {
       headers[.location] = Self.path(of: outcome)
@@ -173,7 +173,12 @@ extension API {
       headers[.preferenceApplied] = "respond-async"
       return Self.json(await turnBody(turn), status: .accepted, headers)
     }
-    if let failure = turn.failure { throw Problem(failure) }
+    if let failure = turn.failure {
+      var problem = Problem(failure)
+      problem.turn = turn
+      problem.fields = headers
+      throw problem
+    }
     var json = JSONWriter(capacity: 512 + turn.prompt.utf8.count + (turn.result?.utf8.count ?? 0))
     json.object { json in
       json.field("session_id", id.lowercaseString)

@@ -17,6 +17,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   public var approval: Approval?
   /// The turn that the request made, although it failed.
   public var turn: Turn?
+  /// What the answer would have had as header fields all the same.
+  public var fields: HTTPFields = [:]
   /// How to authenticate, for a 401.
   public var challenge: String?
   /// The protocol that the path speaks, for a 426.
@@ -45,7 +47,8 @@ public struct Problem: Error, HTTPResponseError, Sendable, Equatable {
   }
 
   var headers: HTTPFields {
-    var headers: HTTPFields = [.contentType: "application/problem+json"]
+    var headers = fields
+    headers[.contentType] = "application/problem+json"
     if let retryAfter { headers[.retryAfter] = String(retryAfter) }
     if let allow { headers[.allow] = allow }
     if let turn { headers[.location] = API.path(of: turn) }

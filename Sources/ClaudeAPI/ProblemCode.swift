@@ -57,6 +57,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case forbidden
   case noKeys = "no_keys"
   case keyOfSession = "key_of_session"
+  case keyRevoked = "key_revoked"
   case readOnlyKey = "read_only_key"
   case foreignOrigin = "foreign_origin"
   case adminOnly = "admin_only"
@@ -222,6 +223,7 @@ extension ProblemCode {
     case .forbidden: .init(403, "Access to this path is not allowed.")
     case .noKeys: .init(403, "The server has no keys yet and answers only on its own machine.")
     case .keyOfSession: .init(403, "The key is good for a single session only.")
+    case .keyRevoked: .init(403, "The key that sent the turn's message was revoked or has expired; the turn was ended.")
     case .readOnlyKey: .init(403, "The key may only read.")
     case .foreignOrigin: .init(403, "A page of another site can't change anything here.")
     case .originNotAllowed: .init(403, "A page of another origin may not open a socket here.")

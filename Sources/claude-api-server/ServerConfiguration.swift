@@ -277,7 +277,8 @@ struct ServerConfiguration: Sendable {
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
       sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxProcessorsOfKey, sandboxTemporary,
-      sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
+      sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel,
+      logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }

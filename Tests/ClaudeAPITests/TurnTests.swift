@@ -80,6 +80,24 @@ import Testing
     }
   }
 
+  @Test func theProblemOfATurnNamesIt() async throws {
+    let runner = ScriptedRunner { _, _ in throw TurnRunFailure(TurnFailure(code: "overloaded", detail: "Busy.")) }
+    try await TestAPI.run(runner: runner) { api in
+      let id = try await api.newSession()
+      let key = HTTPField.Name("Idempotency-Key")!
+      let first = try await api.send(.post, "/sessions/\(id)/messages", [key: "k"], body: ["prompt": "Hi"])
+      #expect(first.status == 503)
+      let turn = try #require(try first.json()["turn_id"]?.stringValue)
+      #expect(first.headers[.location] == "/sessions/\(id)/turns/\(turn)")
+      #expect(first.headers[.contentType] == "application/problem+json")
+      #expect(first.headers[.idempotencyReplayed] == nil)
+      let again = try await api.send(.post, "/sessions/\(id)/messages", [key: "k"], body: ["prompt": "Hi"])
+      #expect(again.status == 503)
+      #expect(try again.json()["turn_id"]?.stringValue == turn)
+      #expect(again.headers[.idempotencyReplayed] == "true")
+    }
+  }
+
   @Test func turnsAreListedInPages() async throws {
     try await TestAPI.run { api in
       let id = try await api.newSession()

@@ -54,7 +54,9 @@ import Testing
     }
   }
 
-  private func withSmallDisk(withBodies: Bool = false, reserve: Int = 0, _ body: (Small) async throws -> Void) async throws {
+  private func withSmallDisk(
+    withBodies: Bool = false, reserve: Int = 0, _ body: (Small) async throws -> Void
+  ) async throws {
     try await withTemporaryDirectory { directory in
       let port = try freePort()
       let prefix = directory + "/nginx"
@@ -62,7 +64,8 @@ import Testing
         prefix: prefix, port: port, socket: directory + "/s/r.sock", options: ["--workspaces", directory + "/small/w"])
       for name in ["small", "s", "repository"] { mkdir(directory + "/" + name, 0o700) }
       let environment: [String: String?] = [
-        "TOP": directory, "PREFIX": prefix, "RESERVE": "\(reserve)", "BODIES": withBodies ? directory + "/small/bodies" : nil,
+        "TOP": directory, "PREFIX": prefix, "RESERVE": "\(reserve)",
+        "BODIES": withBodies ? directory + "/small/bodies" : nil,
         "SERVER": Stack.product("claude-api-server"), "CLAUDE": Stack.product("fake-claude"),
         "USER_LINE": geteuid() == 0 ? " user root;" : "", "ANTHROPIC_API_KEY": nil, "ANTHROPIC_BASE_URL": nil,
       ]

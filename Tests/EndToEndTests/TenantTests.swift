@@ -112,6 +112,38 @@ import Testing
     }
   }
 
+  @Test func oneWhoseKeyIsRevokedSpendsNoMore() async throws {
+    try await withTenants { bad, good in
+      let id = try await bad.newSession()
+      let running = Task { try await bad.post("/sessions/\(id)/messages", ["prompt": "fake:partial"]) }
+      try await bad.stack.until { try await bad.get("/sessions/\(id)/events").text.contains("agent.message") }
+      let other = try await bad.newSession()
+      for session in [id, other] {
+        for number in 1...2 {
+          let prompt = session == id ? "fake:count 5 \(number)" : "fake:partial"
+          let answer = try await bad.post(
+            "/sessions/\(session)/messages", ["prompt": .string(prompt)], asynchronously: true)
+          #expect(answer.status == 202)
+        }
+      }
+      try await bad.stack.keys(["revoke", bad.id])
+      // Who waits for the answer learns why there is none.
+      let refusal = try await running.value
+      #expect(refusal.status == 403)
+      #expect(try refusal.json["code"] == "key_revoked")
+      let admin = try await bad.stack.createKey("admin")
+      for session in [id, other] {
+        let path = "/sessions/\(session)/turns"
+        try await bad.stack.until {
+          let turns = try await good.stack.get(path, headers: Stack.credentials(admin)).json["turns"]?.arrayValue ?? []
+          return turns.allSatisfy { $0["state"] == "failed" && $0["error"]?["code"] == "key_revoked" }
+        }
+      }
+      try await waitUntil { try bad.stack.processesLeft().isEmpty }
+      try await expectService(good)
+    }
+  }
+
   @Test func oneWhoOpensAllStreamsAndReadsNone() async throws {
     try await withTenants { bad, good in
       let id = try await bad.newSession()

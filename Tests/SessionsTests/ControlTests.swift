@@ -250,12 +250,16 @@ import Testing
       let id = try await service.create(NewSession()).session.id
       let turn = try await service.send("go", to: id)
       let approval = try #require(try await pending(service, id).first)
-      _ = try await service.decide(approval.id, of: id, ApprovalVerdict(.allow, remember: true))
+      let verdict = ApprovalVerdict(.allow, updatedInput: ["command": "touch c"], remember: true)
+      _ = try await service.decide(approval.id, of: id, verdict)
       #expect(try await service.outcome(of: turn).state == .completed)
       #expect(try await service.approvals(of: id).count == 1)
       #expect(try await logTypes(service, id).contains("approval.remembered"))
-      guard case .allow(nil, let permissions?)? = answers["q1"] else {
-        Issue.record("\(String(describing: answers["q1"]))")
+      // The other call's input is its own.
+      guard case .allow(["command": "touch c"], let permissions?)? = answers["q1"],
+        case .allow(nil, permissions)? = answers["q2"]
+      else {
+        Issue.record("\(String(describing: answers["q1"])), \(String(describing: answers["q2"]))")
         return
       }
       #expect(permissions[0]?["destination"] == "session")

@@ -15,8 +15,9 @@ import Testing
     var limits: [String: KeyLimits]
 
     func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
-      let key = id.flatMap { id in
-        limits[id].map { APIKey(id: id, name: id, role: .user, digest: [], createdAt: .now(), limits: $0) }
+      let key = id.map { id in
+        APIKey(
+          id: id, name: id, role: .user, digest: [], createdAt: .now(), limits: limits[id] ?? KeyLimits())
       }
       return APIKeyLookup(key: key, hasKeys: true)
     }

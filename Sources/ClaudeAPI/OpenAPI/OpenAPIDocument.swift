@@ -100,8 +100,10 @@ struct OpenAPIDocument {
     var responses: [String: JSONValue] = [:]
     for answer in operation.answers { responses[String(answer.status)] = response(answer, operation, others) }
     for (status, codes) in Dictionary(grouping: Self.problems(of: route), by: \.definition.status) {
-      let name = (["\(status)"] + codes.map(\.rawValue) + (operation.isPage ? ["page"] : [])).joined(separator: ".")
-      components[name] = Self.problemResponse(codes, isPage: operation.isPage)
+      let isOfTurn = operation.problems.contains(.turnFailed) && !Set(codes).isDisjoint(with: ProblemCode.ofTurns)
+      let marks = (operation.isPage ? ["page"] : []) + (isOfTurn ? ["turn"] : [])
+      let name = (["\(status)"] + codes.map(\.rawValue) + marks).joined(separator: ".")
+      components[name] = Self.problemResponse(codes, isPage: operation.isPage, isOfTurn: isOfTurn)
       responses[String(status)] = ["$ref": .string("#/components/responses/\(name)")]
     }
     json["responses"] = .object(responses)
@@ -189,19 +191,22 @@ struct OpenAPIDocument {
 
   /// The response of some problems that have one status.
   ///
-  /// - Parameter isPage: whether browsers get them as a page.
-  private static func problemResponse(_ codes: [ProblemCode], isPage: Bool) -> JSONValue {
+  /// - Parameters:
+  ///   - isPage: whether browsers get them as a page.
+  ///   - isOfTurn: whether the request may have made a turn that failed.
+  private static func problemResponse(_ codes: [ProblemCode], isPage: Bool, isOfTurn: Bool) -> JSONValue {
     let examples = codes.map { code in
       (code.rawValue, ["summary": .string(code.definition.meaning), "value": example(of: code)] as JSONValue)
     }
     var headers = responseHeaders
     if codes.contains(.unauthorized) { headers["WWW-Authenticate"] = reference("WWW-Authenticate") }
     if codes.contains(where: \.mayHaveRetryAfter) { headers["Retry-After"] = reference("Retry-After") }
-    if !Set(codes).isDisjoint(with: [.turnsPerHourLimit, .streamsLimit, .queuedTurnsLimit]) {
+    if isOfTurn { headers[Parameter.replayed.name] = header(.replayed) }
+    if isOfTurn || !Set(codes).isDisjoint(with: [.turnsPerHourLimit, .streamsLimit, .queuedTurnsLimit]) {
       headers["RateLimit"] = reference("RateLimit")
       headers["RateLimit-Policy"] = reference("RateLimit-Policy")
     }
-    if codes.contains(.shuttingDown) {
+    if isOfTurn || codes.contains(.shuttingDown) {
       headers["Location"] = header(Parameter("Location", .string("The turn, if the request has made one.")))
     }
     if codes.contains(.upgradeRequired) {

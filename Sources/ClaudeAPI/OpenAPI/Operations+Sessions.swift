@@ -28,7 +28,7 @@ extension ProblemCode {
     .invalidOutputSchema, .rateLimited, .crashed, .outOfMemory, .cliProtocolError, .lineTooLong, .notLoggedIn,
     .modelAuthFailed, .modelError, .conversationLost, .structuredOutputMissing, .turnFailed, .cliMissing,
     .cliNotExecutable, .cliIncompatible, .startFailed, .overloaded, .modelTimeout, .stalled, .turnTimeout,
-    .postResultHang, .quotaExceeded,
+    .postResultHang, .quotaExceeded, .keyRevoked,
   ]
   /// What a key may have reached that sends a message.
   static let ofLimits: [ProblemCode] = [
@@ -200,7 +200,8 @@ extension Operation {
       .post, "/sessions/{session_id}/messages", "sendMessage", .messages,
       "The answer comes when the turn is over. With `Prefer: respond-async` it comes at once; with `Accept: "
         + "text/event-stream` it is the turn's events, and ends with it. A turn belongs to its session, not to the "
-        + "request: if the client goes away, it goes on.",
+        + "request: if the client goes away, it goes on. The problem of a turn that failed names it as `turn_id`; one "
+        + "without that says that the message was not accepted.",
       query: [.deltas], headers: [.idempotencyKey, .prefer],
       body: .json(
         .object(nil, [.required("prompt", prompt)] + Schemas.options, others: .nothing),

@@ -24,7 +24,9 @@ enum Schemas {
       .optional("checks", .array(.reference("ReadinessCheck"), "What was looked at, with `not_ready`.")),
       .optional("approval", .reference("Approval", "What was decided, with `approval_resolved`.")),
       .optional("limit", .reference("Limit", "The limit of a key that was reached.")),
-      .optional("turn_id", .uuid("The turn that was accepted all the same, with `shutting_down`.")),
+      .optional(
+        "turn_id",
+        .uuid("The turn that the request has made all the same: one that failed, or that waits with `shutting_down`.")),
       .optional("instance", .string("Names the request; nginx's own problems have it.")),
     ])
 
@@ -41,7 +43,7 @@ enum Schemas {
     "A conversation with its workspace.",
     [
       .required("id", .uuid()),
-      .required("name", .string("The client's, or one made of the time.")),
+      .required("name", .string("The client's, or one made of the id.")),
       .required("created_at", .timestamp()),
       .required("last_used", .timestamp("When the latest message was accepted or the latest turn ended.")),
       .required("workspace", .string("The directory in which the agent works.")),

@@ -9,77 +9,122 @@ import Synchronization
 #endif
 
 /// Writes down what the agent says during one turn, and shows it after that.
+///
+/// What can't be stored is tried again until it can, and the agent waits: the log of a turn has no hole. Where that is
+/// given up, nothing more of the turn is written.
 final class TurnRecorder: Sendable {
+  private struct State {
+    var mapper: EventMapper
+    /// Tries again what could not be stored.
+    var retry: Task<Void, Never>?
+    var hasGivenUp = false
+    /// Whether something is missing in the log.
+    var isTorn = false
+  }
+
   private let session: UUID
   private let turn: UUID
-  private let mapper: Mutex<EventMapper>
+  private let state: Mutex<State>
   private let store: any SessionStore
   private let hub: EventHub
-  private let patience: Duration
   private let logger: Logger
 
-  init(_ turn: Turn, store: any SessionStore, hub: EventHub, patience: Duration, logger: Logger) {
+  init(_ turn: Turn, store: any SessionStore, hub: EventHub, logger: Logger) {
     session = turn.sessionID
     self.turn = turn.id
-    mapper = Mutex(EventMapper(turnID: turn.id))
+    state = Mutex(State(mapper: EventMapper(turnID: turn.id)))
     self.store = store
     self.hub = hub
-    self.patience = patience
     self.logger = logger
   }
 
   /// Returns when the events of the message are in the store. To be called for one message after the other.
   func record(_ message: JSONValue) async {
     let previews = hub.wantsPreviews(of: session)
-    let output = mapper.withLock { $0.map(message, previews: previews) }
+    let output = state.withLock { $0.mapper.map(message, previews: previews) }
     if let preview = output.preview { hub.publish(preview, of: session) }
     await append(output.events)
   }
 
-  /// Closes what the agent left open.
+  /// Closes what the agent left open. To be called when the turn is over, be it while a message is being recorded.
   func finish() async {
-    await append(mapper.withLock { $0.finish() })
+    await state.withLock { $0.retry }?.value
+    await append(state.withLock { $0.mapper.finish() })
+  }
+
+  /// Tries no more what can't be stored, because the server is about to end or the session to be deleted.
+  func giveUp() {
+    state.withLock { state in
+      state.hasGivenUp = true
+      state.retry?.cancel()
+    }
   }
 
   private func append(_ events: [NewEvent]) async {
-    if events.isEmpty { return }
+    if events.isEmpty || state.withLock({ $0.isTorn }) { return }
     do throws(SessionStoreError) {
-      let written = try await withPatience(patience) { () throws(SessionStoreError) in
+      hub.publish(try await store.appendEvents(events, to: session))
+    } catch {
+      guard error.isPassing else { return lose(events, error) }
+      // A task of its own: that of the agent's reader may be cancelled when the agent is gone.
+      let retry = state.withLock { state in
+        if state.hasGivenUp { return nil as Task<Void, Never>? }
+        let retry = Task { await self.insist(events) }
+        state.retry = retry
+        return retry
+      }
+      guard let retry else { return lose(events, error) }
+      logger.error("Events can't be stored yet, which is tried again", metadata: metadata(events, error))
+      await retry.value
+    }
+  }
+
+  private func insist(_ events: [NewEvent]) async {
+    do throws(SessionStoreError) {
+      let written = try await withPatience(nil) { () throws(SessionStoreError) in
         try await self.store.appendEvents(events, to: self.session)
       }
       hub.publish(written)
-    } catch .sessionNotFound {
-      // It has been deleted, and the turn is on its way to its end.
     } catch {
-      logger.error(
-        "Events could not be stored",
-        metadata: [
-          "session": "\(session.lowercaseString)", "turn": "\(turn.lowercaseString)", "events": "\(events.count)",
-          "error": "\(error)",
-        ])
+      lose(events, error)
     }
+  }
+
+  private func lose(_ events: [NewEvent], _ error: SessionStoreError) {
+    state.withLock { $0.isTorn = true }
+    // It has been deleted, and the turn is on its way to its end.
+    if case .sessionNotFound = error { return }
+    logger.error("Events are lost that could not be stored", metadata: metadata(events, error))
+  }
+
+  private func metadata(_ events: [NewEvent], _ error: SessionStoreError) -> Logger.Metadata {
+    [
+      "session": "\(session.lowercaseString)", "turn": "\(turn.lowercaseString)", "events": "\(events.count)",
+      "error": "\(error)",
+    ]
   }
 }
 
 /// Does again for a while what fails because the store can't be written at the moment, as when the disk is full.
 ///
-/// - Parameter mayGoOn: whether another attempt makes sense.
+/// - Parameters:
+///   - patience: how long; nil for as long as it takes.
+///   - mayGoOn: whether another attempt makes sense.
+///   - onFailure: told of the first failure that is followed by another attempt.
 func withPatience<Value: Sendable>(
-  _ patience: Duration, isolation: isolated (any Actor)? = #isolation, while mayGoOn: () -> Bool = { true },
+  _ patience: Duration?, isolation: isolated (any Actor)? = #isolation, while mayGoOn: () -> Bool = { true },
+  onFailure: (SessionStoreError) -> Void = { _ in },
   _ body: () async throws(SessionStoreError) -> Value
 ) async throws(SessionStoreError) -> Value {
-  let deadline = ContinuousClock.now + patience
+  let deadline = patience.map { ContinuousClock.now + $0 }
   var pause = Duration.milliseconds(50)
   while true {
     do throws(SessionStoreError) {
       return try await body()
     } catch {
-      switch error {
-      case .diskFull, .busy, .io: break
-      default: throw error
-      }
       // A cancelled task can't sleep, and so doesn't try again.
-      guard ContinuousClock.now < deadline, !Task.isCancelled, mayGoOn() else { throw error }
+      guard error.isPassing, deadline.map({ .now < $0 }) ?? true, !Task.isCancelled, mayGoOn() else { throw error }
+      if pause == .milliseconds(50) { onFailure(error) }
     }
     try? await Task.sleep(for: pause)
     pause = min(pause * 2, .seconds(2))

@@ -29,6 +29,14 @@ public struct KeyLimitPolicy: Sendable {
     return accounts
   }
 
+  /// Whether what a key has sent may run: the key is neither revoked nor expired. A new secret doesn't matter.
+  ///
+  /// - Parameter sender: the id of a key; nil for what was sent without one.
+  public func upholds(sender: String?) async throws(SessionStoreError) -> Bool {
+    guard let sender, let keys else { return true }
+    return try await keys.lookUpKey(sender).key?.isValid(at: .now()) ?? false
+  }
+
   /// What the agents of a session reach.
   ///
   /// They are held to the model's API if the session is, or the key that owns it, or the one that sends the message;

@@ -101,6 +101,10 @@ extension TurnFailure {
   public static let serverStopped = TurnFailure(
     code: "interrupted", detail: "The server stopped while this turn was running.")
 
+  /// The failure of a turn whose message was sent with a key that isn't good any more.
+  static let keyRevoked = TurnFailure(
+    code: "key_revoked", detail: "The key that sent this message was revoked or has expired.")
+
   /// The failure of a turn that was taken out of its queue.
   public static let cancelled = TurnFailure(
     code: "cancelled", detail: "The message was taken out of the queue before its turn came.")

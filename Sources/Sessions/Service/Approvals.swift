@@ -121,7 +121,10 @@ actor ApprovalDesk {
               "tool_use_id": request["tool_use_id"] ?? nil, "decision": .string(earlier.verdict.decision.rawValue),
             ])
         ], session)
-      _ = await runner.answerPermission(requestID, of: session, Self.answer(earlier.verdict, rules))
+      // The input that a client gave in place of another call's is that call's alone.
+      var verdict = earlier.verdict
+      verdict.updatedInput = nil
+      _ = await runner.answerPermission(requestID, of: session, Self.answer(verdict, rules))
       return
     }
     if pending.values.count(where: { $0.approval.turnID == turn.id }) >= maximumPending {
@@ -215,15 +218,29 @@ actor ApprovalDesk {
   private func expire(_ approval: Approval) async {
     let message = "Nobody allowed this within the time that there was for it."
     do throws(SessionStoreError) {
-      let resolution = try await resolve(
-        approval, ApprovalDecision(state: .expired, resolvedAt: .now(), message: message))
+      // Until it is stored a client may still decide, and so the agent isn't told.
+      let resolution = try await withPatience(
+        nil, while: { self.pending[approval.id] != nil },
+        onFailure: { self.noteUnstored(approval, $0) }
+      ) { () throws(SessionStoreError) in
+        try await self.resolve(
+          approval, ApprovalDecision(state: .expired, resolvedAt: .now(), message: message))
+      }
       guard case .resolved = resolution else { return }
     } catch {
+      // The turn is over.
+      if pending[approval.id] == nil { return }
       logger.error(
         "The end of an approval's time could not be stored",
         metadata: Self.metadata(approval).merging(["error": "\(error)"]) { $1 })
     }
     _ = await runner.answerPermission(approval.cliRequestID, of: approval.sessionID, .deny(message: message))
+  }
+
+  private func noteUnstored(_ approval: Approval, _ error: SessionStoreError) {
+    logger.error(
+      "The end of an approval's time can't be stored yet, which is tried again",
+      metadata: Self.metadata(approval).merging(["error": "\(error)"]) { $1 })
   }
 
   private func resolve(

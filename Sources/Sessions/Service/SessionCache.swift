@@ -9,7 +9,8 @@ import Synchronization
 /// Sessions as they are in the store, for reading without waiting. Bounded: of more sessions than fit, some are
 /// read from the store.
 ///
-/// A session is put in only with what the store returned, and by the service only, one change after the other.
+/// A session is put in only with what the store returned, and by the service only. Whoever changes it in the store
+/// removes it afterwards: what an update returns may be older than another update that was faster here.
 final class SessionCache: Sendable {
   private struct Content {
     var sessions: [UUID: Session] = [:]
@@ -28,21 +29,15 @@ final class SessionCache: Sendable {
 
   subscript(id: UUID) -> Session? { content.withLock { $0.sessions[id] } }
 
-  func insert(_ session: Session) {
+  /// Puts in what the store returned, unless something was changed or removed since `generation`.
+  func insert(_ session: Session, readAt generation: UInt64) {
     content.withLock { content in
-      if content.sessions.count >= capacity, content.sessions[session.id] == nil,
-        let victim = content.sessions.first?.key
-      {
+      guard content.generation == generation, content.sessions[session.id] == nil else { return }
+      if content.sessions.count >= capacity, let victim = content.sessions.first?.key {
         content.sessions[victim] = nil
       }
       content.sessions[session.id] = session
     }
-  }
-
-  /// Puts in what was read from the store, unless something was changed or removed since `generation`.
-  func insert(_ session: Session, readAt generation: UInt64) {
-    guard content.withLock({ $0.generation == generation && $0.sessions[session.id] == nil }) else { return }
-    insert(session)
   }
 
   func touch(_ id: UUID, at time: Timestamp) {

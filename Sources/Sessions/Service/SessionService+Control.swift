@@ -211,6 +211,7 @@ extension SessionService {
       let events = try await conversation(of: id)
       // Half of what it held would be there if it was deleted meanwhile.
       _ = try await fromStore { () throws(SessionStoreError) in try await self.store.session(id) }
+      let generation = cache.generation
       let admission = try await fromStore { () throws(SessionStoreError) in
         try await self.store.createSession(
           fork, firstTurn: nil, events: events, idempotency: idempotency,
@@ -218,7 +219,7 @@ extension SessionService {
       }
       switch admission {
       case .created(let created, _, let events):
-        cache.insert(created)
+        cache.insert(created, readAt: generation)
         hub.publish(events)
         return CreatedSession(session: created, turn: nil, isReplay: false)
       case .replayed(let session, _):

@@ -17,8 +17,9 @@ public struct SessionServiceConfiguration: Sendable {
   /// How often idempotency records that have expired are removed. Default 1 h.
   public var purgeInterval: Duration = .seconds(3600)
 
-  /// How long the writing of a turn's end, or of its events, is tried again when the store can't be written, for example because the
-  /// disk is full. Default 30 s.
+  /// How long the writing of what changed in a workspace, or of what the turn of a deleted session used, is tried again
+  /// when the store can't be written, for example because the disk is full. Default 30 s. A turn's start, events and end
+  /// are tried until they are written, or the server ends.
   public var storePatience: Duration = .seconds(30)
 
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
@@ -47,6 +48,9 @@ public struct SessionServiceConfiguration: Sendable {
 
   /// How long a turn has for its end when its session is deleted, so that what it used is known. Default 3 s.
   public var deletionPatience: Duration = .seconds(3)
+
+  /// How often it is looked whether the key that sent a running turn's message is still good. Default 1 s.
+  public var keyInterval: Duration = .seconds(1)
 
   /// The shortest pause between two looks at the workspace of a running turn. Default 1 s.
   public var watchInterval: Duration = .seconds(1)
@@ -115,6 +119,12 @@ public actor SessionService {
     var task: Task<Void, Never>?
     /// Ends the running turn.
     var interruption: Task<Void, Never>?
+    /// Writes down what the running turn says.
+    var recorder: TurnRecorder?
+    /// How many times in a row the next turn could not be started, because the store can't be used.
+    var attempts = 0
+    /// The pause before the next attempt.
+    var rest: Task<Void, Never>?
     /// Set when the session is being deleted; its turns fail with this.
     var isDeleted = false
   }
@@ -145,6 +155,8 @@ public actor SessionService {
   public nonisolated let streams: StreamPlaces
   /// The right to run.
   private var places: FairQueue
+  /// Between two attempts to start a turn when the store can't be used.
+  private static let longestRest = Duration.seconds(5)
   /// Asks for room again while some turn waits for it.
   private var roomWatch: Task<Void, Never>?
   private var purging: Task<Void, Never>?
@@ -178,8 +190,8 @@ public actor SessionService {
 
   // MARK: Start and end
 
-  /// Puts in order what an earlier process left: turns that ran are marked as interrupted, deletions that had begun
-  /// are finished, and messages that had been accepted start to run.
+  /// Puts in order what an earlier process left: turns that ran are marked as interrupted, and messages that had been
+  /// accepted start to run. Deletions that had begun are finished afterwards, as a large workspace takes its time.
   public func start() async throws(SessionServiceError) {
     let recovery = try await fromStore { () throws(SessionStoreError) in
       try await self.store.recoverInterrupted(at: .now(), events: EventLog.recovery)
@@ -189,10 +201,10 @@ public actor SessionService {
         "Marked turns as interrupted that ran when the server stopped",
         metadata: ["turns": "\(recovery.interrupted.reduce(0) { $0 + $1.turns.count })"])
     }
-    for session in recovery.deletions {
-      await finishDeletion(session.id)
-    }
     for turn in recovery.queued { schedule(turn) }
+    Task {
+      for session in recovery.deletions where !isShuttingDown { await finishDeletion(session.id) }
+    }
     purging = Task { [weak self, interval = configuration.purgeInterval] in
       while true {
         await self?.purge()
@@ -222,6 +234,7 @@ public actor SessionService {
     roomWatch?.cancel()
     for waiter in places.removeAll() { waiter.continuation.resume(returning: false) }
     for turn in work.values.flatMap(\.queue) { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
+    for work in work.values { work.rest?.cancel() }
     let limit = Task {
       do { try await Task.sleep(for: patience) } catch { return }
       // More than once, as a turn may not have reached the runner yet.
@@ -239,6 +252,7 @@ public actor SessionService {
 
   private func interruptAll() async {
     isShuttingDown = true
+    for work in work.values { work.recorder?.giveUp() }
     for (id, work) in work where work.running != nil { await runner.interrupt(id) }
   }
 
@@ -286,6 +300,7 @@ public actor SessionService {
     let firstTurn = new.initialPrompt.map {
       NewTurn(sessionID: id, prompt: $0, owner: new.owner, createdAt: now)
     }
+    let generation = cache.generation
     let admission: SessionAdmission
     do throws(SessionStoreError) {
       admission = try await store.createSession(
@@ -297,7 +312,7 @@ public actor SessionService {
       throw SessionServiceError(error)
     }
     if case .created(let created, let turn, let events) = admission {
-      cache.insert(created)
+      cache.insert(created, readAt: generation)
       hub.publish(events)
       if let turn { schedule(turn) }
       return CreatedSession(session: created, turn: turn, isReplay: false)
@@ -359,6 +374,7 @@ public actor SessionService {
     }
     cache.remove(id)
     work[id]?.isDeleted = true
+    work[id]?.recorder?.giveUp()
     withdraw(id)
     await endTurn(of: id)
     await finishDeletion(id)
@@ -503,6 +519,7 @@ public actor SessionService {
     guard let index = work[sessionID]?.queue.firstIndex(where: { $0.id == id }),
       let turn = work[sessionID]?.queue.remove(at: index)
     else {
+      if work[sessionID]?.running?.id == id { throw .turnState(.running) }
       let turn = try await turn(id, of: sessionID)
       // After its place in the queue was looked for it may have begun to wait: then the server is about to end.
       throw turn.state == .queued && isDraining ? .shuttingDown : .turnState(turn.state)
@@ -606,24 +623,51 @@ public actor SessionService {
       }
       // What waits is in the store and runs after the next start.
       if isDraining { break }
-      let account = await account(of: id)
-      guard await takePlace(id, account) else { continue }
-      defer { giveBack(account) }
-      // Much may have happened meanwhile.
-      guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isDraining else { continue }
-      work[id]?.queue.removeFirst()
-      work[id]?.running = next
-      let result = await run(next)
-      work[id]?.running = nil
-      if let interruption = work[id]?.interruption {
-        // It must not go on to the next turn.
-        interruption.cancel()
-        await interruption.value
-        work[id]?.interruption = nil
-      }
-      resumeWaiters(next.id, result)
+      await runNext(id)
     }
     work[id] = nil
+  }
+
+  private func runNext(_ id: UUID) async {
+    let account = await account(of: id)
+    guard await takePlace(id, account) else { return }
+    // Much may have happened meanwhile.
+    guard let next = work[id]?.queue.first, work[id]?.isDeleted == false, !isDraining else {
+      return giveBack(account)
+    }
+    work[id]?.queue.removeFirst()
+    work[id]?.running = next
+    let result = await run(next)
+    work[id]?.running = nil
+    if result == nil { putBack(next) }
+    giveBack(account)
+    if let interruption = work[id]?.interruption {
+      // It must not go on to the next turn.
+      interruption.cancel()
+      await interruption.value
+      work[id]?.interruption = nil
+    }
+    if let result {
+      resumeWaiters(next.id, result)
+    } else {
+      await rest(id)
+    }
+  }
+
+  /// Lets a turn wait that could not be started.
+  private func putBack(_ turn: Turn) {
+    enqueue(turn)
+    if isDraining { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
+  }
+
+  /// Waits before the next attempt to start a turn.
+  private func rest(_ id: UUID) async {
+    guard let attempts = work[id]?.attempts, work[id]?.isDeleted == false, !isDraining else { return }
+    let pause = min(.milliseconds(50) * (1 << min(attempts, 10)), Self.longestRest)
+    let rest = Task { _ = try? await Task.sleep(for: pause) }
+    work[id]?.rest = rest
+    await rest.value
+    work[id]?.rest = nil
   }
 
   /// Waits for the right to run a turn.
@@ -658,9 +702,10 @@ public actor SessionService {
     givePlaces()
   }
 
-  /// Lets a session wait for its place no more; its work goes on and sees why.
+  /// Lets a session wait no more, for its place or for the store; its work goes on and sees why.
   private func withdraw(_ id: UUID) {
     places.remove(id)?.continuation.resume(returning: false)
+    work[id]?.rest?.cancel()
   }
 
   /// For whom the turns of a session run. What the store can't say now, the turn's own start will find out.
@@ -691,39 +736,45 @@ public actor SessionService {
     }
   }
 
-  private func run(_ queued: Turn) async -> Result<Turn, any Error> {
+  /// Why a turn isn't run.
+  private enum Obstacle: Error {
+    /// It fails with this.
+    case refused(TurnFailure)
+    case failed(SessionServiceError)
+  }
+
+  /// Runs a turn to its end.
+  ///
+  /// - Returns: nil if it could not be started because the store can't be used at the moment.
+  private func run(_ queued: Turn) async -> Result<Turn, any Error>? {
     let id = queued.sessionID
-    let session: Session
-    let turn: Turn
-    let allowance: Int64?
-    let network: AgentNetwork?
-    do throws(SessionServiceError) {
-      session = try await self.session(id)
-      network = try await fromStore { () throws(SessionStoreError) in
-        try await self.limits.network(of: session, sender: queued.owner)
-      }
-      let change = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.startTurn(
-          queued.id, at: .now(), events: EventLog.running(queued),
-          accounts: try await self.accounts(owner: session.owner, sender: queued.owner))
-      }
-      hub.publish(change.events)
-      turn = change.turn
-      allowance = change.allowance
-    } catch .limited(let excess) {
-      let outcome = TurnOutcome(state: .failed, finishedAt: .now(), failure: TurnFailure(excess))
-      return await finish(queued, outcome)
+    let request: TurnRequest
+    do throws(Obstacle) {
+      request = try await begin(queued)
     } catch {
-      return .failure(work[id]?.isDeleted == true ? .sessionDeleted : error)
+      switch error {
+      case .refused(let failure):
+        return await finish(queued, TurnOutcome(state: .failed, finishedAt: .now(), failure: failure))
+      case .failed(let error):
+        if work[id]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
+        guard error.isPassing else { return .failure(error) }
+        if work[id]?.attempts == 0 {
+          logger.warning(
+            "A turn waits because the store can't be used",
+            metadata: queued.logMetadata.merging(["error": "\(error)"]) { $1 })
+        }
+        work[id]?.attempts += 1
+        return nil
+      }
     }
-    let request = TurnRequest(
-      session: session, turn: turn, configurationDirectory: workspaces.configurationPath(of: id),
-      allowanceUSD: allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
-    let recorder = TurnRecorder(
-      turn, store: store, hub: hub, patience: configuration.storePatience, logger: logger)
+    work[id]?.attempts = 0
+    let turn = request.turn
+    let recorder = TurnRecorder(turn, store: store, hub: hub, logger: logger)
+    work[id]?.recorder = recorder
+    let revocation = Task { await self.interruptWhenRevoked(turn) }
     noteStart(turn)
     let firstWord = FirstWord(turn, observer)
-    let outcome: TurnOutcome
+    var outcome: TurnOutcome
     do throws(TurnRunFailure) {
       outcome = TurnOutcome(
         try await runner.run(request) { [approvalDesk] message in
@@ -737,13 +788,71 @@ public actor SessionService {
     } catch {
       outcome = TurnOutcome(error)
     }
-    await recorder.finish()
-    await approvalDesk.turnEnded(turn)
-    if work[id]?.isDeleted == true {
-      await account(for: turn, outcome)
-      return .failure(SessionServiceError.sessionDeleted)
+    revocation.cancel()
+    if await revocation.value {
+      // Nor may it go on in the background.
+      await runner.stop(id)
+      if outcome.state == .interrupted {
+        outcome.state = .failed
+        outcome.failure = .keyRevoked
+      }
     }
+    await recorder.finish()
+    work[id]?.recorder = nil
+    await approvalDesk.turnEnded(turn)
     return await finish(turn, outcome)
+  }
+
+  private func begin(_ queued: Turn) async throws(Obstacle) -> TurnRequest {
+    do throws(SessionServiceError) {
+      let isUpheld = try await fromStore { () throws(SessionStoreError) in
+        try await self.limits.upholds(sender: queued.owner)
+      }
+      if isUpheld { return try await start(queued) }
+    } catch .limited(let excess) {
+      throw .refused(TurnFailure(excess))
+    } catch {
+      throw .failed(error)
+    }
+    throw .refused(.keyRevoked)
+  }
+
+  private func start(_ queued: Turn) async throws(SessionServiceError) -> TurnRequest {
+    let session = try await session(queued.sessionID)
+    let network = try await fromStore { () throws(SessionStoreError) in
+      try await self.limits.network(of: session, sender: queued.owner)
+    }
+    let change = try await fromStore { () throws(SessionStoreError) in
+      try await self.store.startTurn(
+        queued.id, at: .now(), events: EventLog.running(queued),
+        accounts: try await self.accounts(owner: session.owner, sender: queued.owner))
+    }
+    hub.publish(change.events)
+    return TurnRequest(
+      session: session, turn: change.turn, configurationDirectory: workspaces.configurationPath(of: session.id),
+      allowanceUSD: change.allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
+  }
+
+  /// Interrupts a turn when the key that sent its message isn't good any more, until the task is cancelled.
+  ///
+  /// - Returns: whether it has done so.
+  private func interruptWhenRevoked(_ turn: Turn) async -> Bool {
+    guard turn.owner != nil else { return false }
+    while true {
+      do { try await Task.sleep(for: configuration.keyInterval) } catch { return false }
+      do throws(SessionStoreError) {
+        if try await !limits.upholds(sender: turn.owner) { break }
+      } catch {
+        logger.error("The key of a turn could not be looked up", metadata: turn.logMetadata(with: error))
+      }
+    }
+    logger.info("Stopping a turn because its key is not valid any more", metadata: turn.logMetadata)
+    // More than once, as the turn may not have reached the runner yet.
+    while !Task.isCancelled {
+      await runner.interrupt(turn.sessionID)
+      do { try await Task.sleep(for: .milliseconds(100)) } catch { break }
+    }
+    return true
   }
 
   /// Writes what a turn used whose session is being deleted.
@@ -759,25 +868,39 @@ public actor SessionService {
     }
   }
 
-  /// Writes a turn's end, with patience: it can't be had a second time.
+  /// Writes a turn's end, and tries until it is written or the server ends: it can't be had a second time.
   private func finish(_ turn: Turn, _ outcome: TurnOutcome) async -> Result<Turn, any Error> {
+    let id = turn.sessionID
+    if work[id]?.isDeleted == true {
+      await account(for: turn, outcome)
+      return .failure(SessionServiceError.sessionDeleted)
+    }
     do throws(SessionStoreError) {
-      let change = try await withPatience(configuration.storePatience, while: { !self.isShuttingDown }) {
-        () throws(SessionStoreError) in
+      let change = try await withPatience(
+        nil, while: { !self.isShuttingDown && self.work[id]?.isDeleted != true },
+        onFailure: { self.noteUnstored(turn, $0) }
+      ) { () throws(SessionStoreError) in
         try await self.store.finishTurn(turn.id, outcome, events: EventLog.finished(turn, outcome))
       }
-      cache.touch(turn.sessionID, at: outcome.finishedAt)
+      cache.touch(id, at: outcome.finishedAt)
       hub.publish(change.events)
       noteEnd(change.turn)
-      if outcome.state == .completed { await noteConversation(turn.sessionID) }
+      if outcome.state == .completed { await noteConversation(id) }
       return .success(change.turn)
     } catch {
-      if work[turn.sessionID]?.isDeleted == true { return .failure(SessionServiceError.sessionDeleted) }
+      if work[id]?.isDeleted == true {
+        await account(for: turn, outcome)
+        return .failure(SessionServiceError.sessionDeleted)
+      }
       logger.error(
-        "The end of a turn could not be stored",
-        metadata: turn.logMetadata(with: error))
+        "The end of a turn is lost, which will be shown as interrupted", metadata: turn.logMetadata(with: error))
       return .failure(SessionServiceError(error))
     }
+  }
+
+  private func noteUnstored(_ turn: Turn, _ error: SessionStoreError) {
+    logger.error(
+      "The end of a turn can't be stored yet, which is tried again", metadata: turn.logMetadata(with: error))
   }
 
   // MARK: What operators see
@@ -856,7 +979,9 @@ public actor SessionService {
     do {
       let session = try await session(id)
       guard !session.hasConversation else { return }
-      cache.insert(try await store.updateSession(id, SessionUpdate(hasConversation: true)))
+      try await store.updateSession(id, SessionUpdate(hasConversation: true))
+      // Read again by whoever needs it: another change may have come after this one.
+      cache.remove(id)
     } catch {
       // The next completed turn tries again; until then a lost conversation would go unnoticed.
       logger.warning(

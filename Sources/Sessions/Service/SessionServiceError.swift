@@ -41,4 +41,13 @@ public enum SessionServiceError: Error, Hashable, Sendable {
     default: self = .store(error)
     }
   }
+
+  /// Whether the same may succeed later, without a change of the request.
+  var isPassing: Bool {
+    switch self {
+    case .diskFull: true
+    case .store(let error): error.isPassing
+    default: false
+    }
+  }
 }

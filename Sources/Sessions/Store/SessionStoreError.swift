@@ -33,6 +33,16 @@ public enum SessionStoreError: Error, Hashable, Sendable {
   }
 }
 
+extension SessionStoreError {
+  /// Whether the same may succeed later: the store can't be used at the moment.
+  var isPassing: Bool {
+    switch self {
+    case .diskFull, .busy, .io: true
+    default: false
+    }
+  }
+}
+
 extension SessionStoreError: CustomStringConvertible {
   /// A sentence for a person. It never holds text of a conversation.
   public var description: String {

@@ -1,0 +1,222 @@
+public import Sessions
+import Synchronization
+
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
+/// A store that fails, or takes its time, on command, and otherwise does what another one does.
+public final class FaultyStore: SessionStore {
+  /// What can be made to fail.
+  public enum Call: Hashable, Sendable {
+    case createSession, updateSession, startTurn, finishTurn, appendEvents, resolveApproval, finishDeletion
+  }
+
+  /// When a call is held up.
+  public enum Moment: Sendable {
+    /// Nothing has happened yet.
+    case before
+    /// All has happened, and only its caller doesn't know.
+    case after
+  }
+
+  private struct State {
+    var faults: [Call: SessionStoreError] = [:]
+    var failures: [Call: Int] = [:]
+    var holds: [Call: (moment: Moment, gate: Gate)] = [:]
+    var held: Set<Call> = []
+  }
+
+  private let base: any SessionStore
+  private let state = Mutex(State())
+
+  public init(_ base: any SessionStore = InMemorySessionStore()) {
+    self.base = base
+  }
+
+  /// Makes calls fail from now on; nil lets them succeed again.
+  public func fail(_ calls: Call..., with error: SessionStoreError?) {
+    state.withLock { state in for call in calls { state.faults[call] = error } }
+  }
+
+  /// How many calls have failed.
+  public func failures(of call: Call) -> Int { state.withLock { $0.failures[call, default: 0] } }
+
+  /// Holds up the next call of a kind, and no later one, until the gate opens.
+  public func holdNext(_ call: Call, _ moment: Moment) -> Gate {
+    let gate = Gate()
+    state.withLock { $0.holds[call] = (moment, gate) }
+    return gate
+  }
+
+  /// Whether a call is held up, or was.
+  public func isHeld(_ call: Call) -> Bool { state.withLock { $0.held.contains(call) } }
+
+  private func perform<Value: Sendable>(
+    _ call: Call, _ body: () async throws(SessionStoreError) -> Value
+  ) async throws(SessionStoreError) -> Value {
+    let fault = state.withLock { state in
+      if state.faults[call] != nil { state.failures[call, default: 0] += 1 }
+      return state.faults[call]
+    }
+    if let fault { throw fault }
+    let hold = state.withLock { $0.holds.removeValue(forKey: call) }
+    if hold?.moment == .before { await wait(hold, call) }
+    let value = try await body()
+    if hold?.moment == .after { await wait(hold, call) }
+    return value
+  }
+
+  private func wait(_ hold: (moment: Moment, gate: Gate)?, _ call: Call) async {
+    state.withLock { state in _ = state.held.insert(call) }
+    // Not even for a task that is cancelled: a store's call can't be.
+    await Task { try? await hold?.gate.wait() }.value
+  }
+
+  // MARK: What can fail
+
+  public func startTurn(
+    _ id: UUID, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
+  ) async throws(SessionStoreError) -> TurnChange {
+    try await perform(.startTurn) { () throws(SessionStoreError) in
+      try await base.startTurn(id, at: now, events: events, accounts: accounts)
+    }
+  }
+
+  public func finishTurn(
+    _ id: UUID, _ outcome: TurnOutcome, events: [NewEvent]
+  ) async throws(SessionStoreError) -> TurnChange {
+    try await perform(.finishTurn) { () throws(SessionStoreError) in
+      try await base.finishTurn(id, outcome, events: events)
+    }
+  }
+
+  public func appendEvents(_ events: [NewEvent], to id: UUID) async throws(SessionStoreError) -> [Event] {
+    try await perform(.appendEvents) { () throws(SessionStoreError) in
+      try await base.appendEvents(events, to: id)
+    }
+  }
+
+  public func resolveApproval(
+    _ id: UUID, _ decision: ApprovalDecision, events: [NewEvent]
+  ) async throws(SessionStoreError) -> ApprovalResolution {
+    try await perform(.resolveApproval) { () throws(SessionStoreError) in
+      try await base.resolveApproval(id, decision, events: events)
+    }
+  }
+
+  public func finishDeletion(of id: UUID) async throws(SessionStoreError) {
+    try await perform(.finishDeletion) { () throws(SessionStoreError) in
+      try await base.finishDeletion(of: id)
+    }
+  }
+
+  public func createSession(
+    _ session: Session, firstTurn: NewTurn?, events: [NewEvent], idempotency: IdempotencyClaim?,
+    accounts: [KeyAccount]
+  ) async throws(SessionStoreError) -> SessionAdmission {
+    try await perform(.createSession) { () throws(SessionStoreError) in
+      try await base.createSession(
+        session, firstTurn: firstTurn, events: events, idempotency: idempotency, accounts: accounts)
+    }
+  }
+
+  public func updateSession(
+    _ id: UUID, _ update: SessionUpdate, events: [NewEvent]
+  ) async throws(SessionStoreError) -> (session: Session, events: [Event]) {
+    try await perform(.updateSession) { () throws(SessionStoreError) in
+      try await base.updateSession(id, update, events: events)
+    }
+  }
+
+  // MARK: The rest
+
+  public func session(_ id: UUID) async throws(SessionStoreError) -> Session { try await base.session(id) }
+
+  public func sessions(_ query: SessionQuery) async throws(SessionStoreError) -> SessionPage {
+    try await base.sessions(query)
+  }
+
+  public func beginDeletion(of id: UUID, at now: Timestamp) async throws(SessionStoreError) -> Session {
+    try await base.beginDeletion(of: id, at: now)
+  }
+
+  public func unfinishedDeletions() async throws(SessionStoreError) -> [Session] {
+    try await base.unfinishedDeletions()
+  }
+
+  public func enqueueTurn(
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
+  ) async throws(SessionStoreError) -> TurnAdmission {
+    try await base.enqueueTurn(
+      turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: accounts)
+  }
+
+  public func turn(_ id: UUID) async throws(SessionStoreError) -> Turn { try await base.turn(id) }
+
+  public func turns(
+    of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
+  ) async throws(SessionStoreError) -> [Turn] {
+    try await base.turns(of: sessionID, after: after, limit: limit, states: states)
+  }
+
+  public func unfinishedTurns() async throws(SessionStoreError) -> [Turn] { try await base.unfinishedTurns() }
+
+  public func recoverInterrupted(
+    at now: Timestamp, events: @escaping @Sendable (InterruptedSession) -> [NewEvent]
+  ) async throws(SessionStoreError) -> Recovery {
+    try await base.recoverInterrupted(at: now, events: events)
+  }
+
+  public func events(
+    of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
+  ) async throws(SessionStoreError) -> [Event] {
+    try await base.events(of: sessionID, after: after, limit: limit, types: types)
+  }
+
+  public func lastSequence(of sessionID: UUID) async throws(SessionStoreError) -> Int64 {
+    try await base.lastSequence(of: sessionID)
+  }
+
+  public func addApproval(_ approval: Approval, events: [NewEvent]) async throws(SessionStoreError) -> [Event] {
+    try await base.addApproval(approval, events: events)
+  }
+
+  public func approval(_ id: UUID) async throws(SessionStoreError) -> Approval { try await base.approval(id) }
+
+  public func approvals(
+    of sessionID: UUID, states: Set<Approval.State>?
+  ) async throws(SessionStoreError) -> [Approval] {
+    try await base.approvals(of: sessionID, states: states)
+  }
+
+  public func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage {
+    try await base.usage(of: key, at: now)
+  }
+
+  public func countGateway(_ uses: [GatewayUse], mark: String, at now: Timestamp) async throws(SessionStoreError) {
+    try await base.countGateway(uses, mark: mark, at: now)
+  }
+
+  public func gatewayMark() async throws(SessionStoreError) -> String? { try await base.gatewayMark() }
+
+  public func idempotencyRecord(
+    for key: IdempotencyKey, at now: Timestamp
+  ) async throws(SessionStoreError) -> IdempotencyRecord? {
+    try await base.idempotencyRecord(for: key, at: now)
+  }
+
+  public func purgeIdempotencyRecords(at now: Timestamp) async throws(SessionStoreError) -> Int {
+    try await base.purgeIdempotencyRecords(at: now)
+  }
+
+  public func checkWritable() async throws(SessionStoreError) { try await base.checkWritable() }
+
+  public func statistics() async throws(SessionStoreError) -> StoreStatistics { try await base.statistics() }
+
+  public func backup(to path: String) async throws(SessionStoreError) { try await base.backup(to: path) }
+
+  public func close() async { await base.close() }
+}
