@@ -1,5 +1,8 @@
 // Counts the tokens of the model's answers while they pass, for the log. The answers are never held up or changed.
 //
+// What an answer took is told at its end only. Whoever breaks it off before that has got what came until then, which is
+// estimated by its length.
+//
 // Each request has variables of its own here. njs frees what it allocates at the end of a request, so the pieces of
 // a stream that can't hold a count are not looked into: a stream of 130,000 events takes some 90 MB while it lasts,
 // an ordinary one less than 5.
@@ -8,7 +11,6 @@ const longestLine = 65536;
 const largestAnswer = 4194304;
 const names = {
     input_tokens: 'claude_model_input',
-    output_tokens: 'claude_model_output',
     cache_read_input_tokens: 'claude_model_cache_read',
     cache_creation_input_tokens: 'claude_model_cache_creation',
 };
@@ -23,6 +25,13 @@ let pieces = [];
 let length = 0;
 let isSkipping = false;
 let kind = null;
+// The last count that was told, and whether it is that of the whole answer.
+let outputTokens = 0;
+let isTold = false;
+// What has passed of the answer's texts.
+let outputBytes = 0;
+// Bytes for a token: few enough for code and for most languages.
+const bytesOfToken = 3;
 
 function kindOf(r) {
     if (r.status !== 200) {
@@ -41,6 +50,9 @@ function note(r, usage, model) {
     }
     // The counts of a stream are totals, of which the last one holds.
     Object.keys(names).forEach((name) => noteCount(r, usage[name], names[name]));
+    if (isCount(usage.output_tokens)) {
+        outputTokens = usage.output_tokens;
+    }
     innerNames.forEach((name) => {
         const inner = usage[name[0]];
         if (inner !== null && typeof inner === 'object') {
@@ -49,10 +61,35 @@ function note(r, usage, model) {
     });
 }
 
+function isCount(value) {
+    return typeof value === 'number' && value >= 0 && Number.isInteger(value);
+}
+
 function noteCount(r, count, variable) {
-    if (typeof count === 'number' && count >= 0 && Number.isInteger(count)) {
+    if (isCount(count)) {
         r.variables[variable] = String(count);
     }
+}
+
+// Adds the lengths of the texts in events of a stream, or in the lines of one: from the colon after the text's name to
+// the end of the line, less what closes the JSON. Nothing is copied. What is escaped counts as it is written.
+function addTexts(data, newline) {
+    let at = data.indexOf('"content_block_delta"');
+    while (at >= 0) {
+        // A quotation mark inside of a text is escaped, so this is the type of what has come.
+        const type = data.indexOf('_delta"', at + 21);
+        const end = type < 0 ? -1 : data.indexOf(newline, type);
+        const text = end < 0 ? -1 : data.indexOf(':', type);
+        if (text >= 0 && text < end) {
+            outputBytes += Math.max(0, end - text - 5);
+        }
+        at = end < 0 ? -1 : data.indexOf('"content_block_delta"', end);
+    }
+}
+
+// The variable of the log.
+function output() {
+    return String(isTold ? outputTokens : Math.max(outputTokens, Math.ceil(outputBytes / bytesOfToken)));
 }
 
 function parse(r, text) {
@@ -65,6 +102,7 @@ function parse(r, text) {
 }
 
 function noteLine(r, line) {
+    addTexts(line + '\n', '\n');
     if (!line.startsWith('data:') || line.indexOf('"usage"') < 0) {
         return;
     }
@@ -73,6 +111,7 @@ function noteLine(r, line) {
         note(r, event.message.usage, event.message.model);
     } else if (event.type === 'message_delta') {
         note(r, event.usage);
+        isTold = true;
     }
 }
 
@@ -104,6 +143,7 @@ function countStream(r, data) {
     const isWhole = length === 0 && !isSkipping && data[data.length - 1] === 10;
     // A quotation mark inside of a text is escaped, so a text that speaks of "usage" is none.
     if (isWhole && data.indexOf('"usage"') < 0) {
+        addTexts(data, 10);
         return;
     }
     const lines = data.toString().split('\n');
@@ -128,6 +168,7 @@ function countAnswer(r, data, flags) {
     } else if (length > 0) {
         const answer = parse(r, take());
         note(r, answer.usage, answer.model);
+        isTold = true;
     }
 }
 
@@ -143,4 +184,4 @@ function count(r, data, flags) {
     }
 }
 
-export default { count };
+export default { count, output };

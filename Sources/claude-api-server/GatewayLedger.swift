@@ -213,8 +213,18 @@ actor GatewayLedger {
     let hasLog = await catchUp()
     guard let account = accounts[session], account.turns == turns, !account.isRunning else { return }
     accounts[session] = nil
-    guard hasLog, !account.isIncomplete else { return }
+    guard hasLog else { return }
+    await forgetCredit(of: turn.sessionID)
+    guard !account.isIncomplete else { return }
     compare(account, turn)
+  }
+
+  private func forgetCredit(of session: UUID) async {
+    do throws(SessionStoreError) {
+      try await store?.forgetGatewayCredit(of: session)
+    } catch {
+      logger.error("The account of a session could not be settled", metadata: ["error": "\(error)"])
+    }
   }
 
   private func compare(_ account: Account, _ turn: Turn) {

@@ -33,10 +33,11 @@ import Testing
 
   private static let tight = ["--exempt", "none", "--address-rate", "1", "--key-rate", "1"]
 
-  private func get(_ nginx: Nginx, key: String? = nil, header: String = "Authorization: Bearer") async throws
+  /// - Parameter headers: by what the key is shown, with `*` in its place.
+  private func get(_ nginx: Nginx, key: String? = nil, headers: String = "Authorization: Bearer *\r\n") async throws
     -> RawResponse
   {
-    let shown = key.map { "\(header) \($0)\r\n" } ?? ""
+    let shown = key.map { headers.replacing("*", with: $0) } ?? ""
     return try await exchange(
       port: nginx.port, Array("GET / HTTP/1.1\r\nHost: localhost\r\n\(shown)Connection: close\r\n\r\n".utf8))
   }
@@ -85,15 +86,45 @@ import Testing
     }
   }
 
-  @Test func aKeyHasARateAcrossAddressesAndHeaders() async throws {
+  /// All that the responder takes for the same key counts for it.
+  @Test(arguments: [
+    ["Authorization: Bearer *\r\n"], ["X-Api-Key: *\r\n"], ["Authorization: Bearer *\r\nX-Api-Key: *\r\n"],
+    ["X-Api-Key: *\r\nX-Api-Key: *\r\n"], ["Authorization: bEARER   *\r\n"], ["X-Api-Key:\t*\t\r\n"],
+    ["X-Api-Key: *\r\n", "Authorization: bearer *\r\n", "X-Api-Key: *\r\nAuthorization: Bearer *\r\n"],
+  ])
+  func aKeyHasARateAcrossAddressesAndHeaders(_ ways: [String]) async throws {
     try await withResponder(options: ["--exempt", "none", "--key-rate", "1"]) { nginx, responder, _ in
       let answers = try await atOnce(20) {
-        try await get(nginx, key: Self.key(1), header: $0.isMultiple(of: 2) ? "X-Api-Key:" : "Authorization: bearer")
+        try await get(nginx, key: Self.key(1), headers: ways[$0 % ways.count])
       }
       #expect(answers.contains { $0.status == 429 })
       // Another key of the same address, and no key, are not concerned.
       #expect(try await get(nginx, key: Self.key(2)).status == 200)
       #expect(try await get(nginx).status == 200)
+    }
+  }
+
+  /// Nobody fills the disk with what is refused, and whatever reaches the responder is written down.
+  @Test func refusalsLeaveFewLines() async throws {
+    try await withResponder(options: Self.tight) { nginx, responder, _ in
+      let requests = [
+        "GET / HTTP/1.1\r\nHost: example.org\r\n", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n",
+        "GET / HTTP/1.1\r\nHost: localhost\r\n",
+      ]
+      var refused = 0
+      for request in requests + requests {
+        let answers = try await atOnce(200) { _ in
+          try await exchange(port: nginx.port, Array((request + "Connection: close\r\n\r\n").utf8))
+        }
+        for answer in answers where answer.status != 200 {
+          #expect([413, 421, 429].contains(answer.status))
+          refused += 1
+        }
+      }
+      await nginx.process.stop()
+      let lines = text(of: nginx.prefix + "/logs/access.log").split(separator: "\n")
+      #expect(lines.count { $0.contains(#""status":200"#) } == responder.requests.count)
+      #expect(refused > 1000 && lines.count { !$0.contains(#""status":200"#) } < refused / 20, "\(lines.count)")
     }
   }
 

@@ -21,7 +21,7 @@ import Testing
             if body.get("stream"):
                 events = [
                     {"type": "message_start", "message": {"model": "m-1", "usage": usage}},
-                    {"type": "content_block_delta", "delta": {"text": 'the "usage" of \u00e9\u20ac: {"output_tokens": 9}'}},
+                    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": 'the "usage" of \u00e9\u20ac: {"output_tokens": 9}'}},
                     {"type": "message_delta", "usage": {"output_tokens": 44}}, {"type": "message_stop"}]
                 data = "".join(f"event: {e['type']}\ndata: {json.dumps(e, ensure_ascii=False)}\n\n" for e in events)
                 pieces, kind = data.encode(), "text/event-stream; charset=utf-8"
@@ -34,10 +34,21 @@ import Testing
             self.send_header("Set-Cookie", "a=b")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for i in range(0, len(pieces), 7):
-                piece = pieces[i:i + 7]
+            def write(piece):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()
+            size = body.get("pieces", 7)
+            if body.get("endless"):
+                # It is nearly all text, and never says how much that is.
+                head = pieces.index(b"event: message_delta")
+                write(pieces[:head])
+                delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 300}}
+                data = f"event: content_block_delta\ndata: {json.dumps(delta, separators=(',', ':'))}\n\n".encode() * 20
+                for i in range(0, len(data), size): write(data[i:i + size])
+                write(b"event: ping\ndata: {}\n\n")
+                self.rfile.read(1)
+                return
+            for i in range(0, len(pieces), size): write(pieces[i:i + size])
             self.wfile.write(b"0\r\n\r\n")
     http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
     """#
@@ -229,6 +240,103 @@ import Testing
       #expect(requests.map { $0["key"] as? String } == Array(repeating: "k0123456789abcdef", count: 3))
       #expect(requests.map { $0["model"] as? String } == ["m-1", "m-2", ""])
       #expect(requests.map { $0["status"] as? Int } == [200, 200, 500])
+    }
+  }
+
+  /// Who goes away before the answer's end has got what had come by then.
+  @Test(arguments: [7, 366, 100_000]) func countsWhatWasBrokenOff(_ pieces: Int) async throws {
+    try await withPlainUpstream { gateway in
+      let body = #"{"stream": true, "endless": true, "pieces": \#(pieces)}"#
+      do {
+        let connection = try RawConnection(unixSocket: gateway.directory + "/m/api.sock")
+        try await connection.send(
+          "POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Api-Key: \(Self.token)\r\n"
+            + "Content-Type: application/json\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)")
+        _ = try await connection.receive(untilText: "event: ping")
+        #expect(try gateway.requests.isEmpty)
+      }
+      while try gateway.requests.isEmpty { try await Task.sleep(for: .milliseconds(10)) }
+      let request = try #require(try gateway.requests.first)
+      #expect(request["input_tokens"] as? Int == 11)
+      // 6,000 bytes beside the few of the first text.
+      let output = try #require(request["output_tokens"] as? Int)
+      #expect(output >= 2000 && output < 2030, "\(output)")
+    }
+  }
+
+  /// An agent has a socket on which it can send what it likes, as fast as it likes.
+  @Test func refusalsLeaveNothingInTheLogs() async throws {
+    try await withPlainUpstream { gateway in
+      let post = "POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+      let token = "X-Api-Key: \(Self.token)\r\n"
+      let chunked = "Transfer-Encoding: chunked\r\n\r\n"
+      func status(of request: String) async throws -> Int {
+        let connection = try RawConnection(unixSocket: gateway.directory + "/m/api.sock")
+        try await connection.send(request)
+        let head = try await connection.receive(untilText: "\r\n\r\n")
+        return Int(head.dropFirst("HTTP/1.1 ".count).prefix(3)) ?? 0
+      }
+      let requests = [
+        (post + token + "Content-Length: 99999999\r\n\r\n", 413),
+        (post + token + "Content-Length: 37000000\r\n\r\n", 413),
+        (post + "Content-Length: 99999999\r\n\r\n", 401), (post + token + chunked + "0\r\n\r\n", 411),
+        (post + token + chunked + "no number\r\n", 400), (post + chunked + "no number\r\n", 400),
+        (post.replacing("127.0.0.1", with: "example.org") + "Content-Length: 99999999\r\n\r\n", 421),
+        (post.replacing("127.0.0.1", with: "example.org") + chunked + "no number\r\n", 400),
+        (post.replacing("/v1/", with: "/v2/") + "Content-Length: 99999999\r\n\r\n", 404),
+        (post.replacing("/v1/", with: "/_model/") + token + "Content-Length: 99999999\r\n\r\n", 404),
+        (post.replacing("/v1/", with: "/%ff%") + "Content-Length: 99999999\r\n\r\n", 400),
+        (post + token + "X-Long: \(String(repeating: "x", count: 20_000))\r\n\r\n", 431),
+      ]
+      for (request, expected) in requests {
+        for _ in 0..<20 {
+          let answered = try await status(of: request)
+          #expect(answered == expected, "\(request.prefix(200))")
+        }
+      }
+      await gateway.nginx.process.stop()
+      for log in ["error.log", "access.log", "model.log"] {
+        #expect(text(of: gateway.nginx.prefix + "/logs/" + log) == "", "\(log)")
+      }
+    }
+  }
+
+  /// A header that doesn't come takes a connection for a moment only.
+  @Test func slowHeadersAreCutOff() async throws {
+    try await withPlainUpstream { gateway in
+      var slow: [RawConnection] = []
+      for host in ["127.0.0.1", "127.0.0.1", "example.org"] {
+        let connection = try RawConnection(unixSocket: gateway.directory + "/m/api.sock")
+        try await connection.send("POST /v1/messages HTTP/1.1\r\nHost: \(host)\r\nX-Ap")
+        slow.append(connection)
+      }
+      let start = ContinuousClock.now
+      for connection in slow { _ = try await connection.receive { _ in false } }
+      // It would be a minute by itself.
+      #expect(ContinuousClock.now - start < .seconds(40))
+    }
+  }
+
+  @Test func limitsTheNumberOfRequestsOfAllSessions() async throws {
+    try await withPlainUpstream(options: ["--model-all-connections", "2"]) { gateway in
+      let body = #"{"stream": true, "endless": true}"#
+      var held: [RawConnection] = []
+      for session in ["0f", "1f"] {
+        let token = session + Self.token.dropFirst(2)
+        try Data().write(to: URL(filePath: "\(gateway.directory)/tokens/\(token)"))
+        let connection = try RawConnection(unixSocket: gateway.directory + "/m/api.sock")
+        try await connection.send(
+          "POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Api-Key: \(token)\r\n"
+            + "Content-Length: \(body.utf8.count)\r\n\r\n\(body)")
+        _ = try await connection.receive(untilText: "event: ping")
+        held.append(connection)
+      }
+      let refused = try await gateway.post()
+      #expect(refused.status == 429 && refused.body.contains("rate_limit_error"), "\(refused)")
+      held = []
+      var answer = try await gateway.post()
+      for _ in 0..<500 where answer.status == 429 { answer = try await gateway.post() }
+      #expect(answer.status == 200)
     }
   }
 

@@ -177,6 +177,19 @@ import Testing
     }
   }
 
+  /// As installed, where the journal bounds what strangers can have written.
+  @Test func errorsCanGoToTheStandardError() async throws {
+    try await withTemporaryDirectory { directory in
+      let options = ["--error-log", "stderr"]
+      try await Nginx.with(in: directory, socket: directory + "/none.sock", options: options) { nginx in
+        _ = try await exchange(port: nginx.port, Array(Self.request("GET / HTTP/1.1").utf8))
+        await nginx.process.stop()
+        #expect(text(of: nginx.prefix + ".log").contains("connect() to unix:"))
+        #expect(!FileManager.default.fileExists(atPath: nginx.prefix + "/logs/error.log"))
+      }
+    }
+  }
+
   @Test func theLogCanBeRotated() async throws {
     try await withTemporaryDirectory { directory in
       try await Nginx.with(in: directory, socket: directory + "/none.sock") { nginx in
