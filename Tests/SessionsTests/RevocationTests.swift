@@ -90,6 +90,24 @@ import Testing
     }
   }
 
+  @Test(.timeLimit(.minutes(1))) func whatAnAgentLeavesRunningEndsWithTheKey() async throws {
+    let keys = Keys("a", "b")
+    let runner = ScriptedRunner(keepsProcesses: true)
+    try await withService(
+      runner: runner, limits: KeyLimitPolicy(keys: keys), configure: { $0.restInterval = .milliseconds(20) }
+    ) { service in
+      var sessions: [UUID] = []
+      for key in ["a", "b"] {
+        let id = try await service.create(NewSession(owner: key)).session.id
+        _ = try await service.outcome(of: service.send("Hi", to: id, owner: key))
+        sessions.append(id)
+      }
+      keys.change("a") { $0.revokedAt = .now() }
+      try await poll { await !runner.hasProcess(sessions[0]) }
+      #expect(await runner.hasProcess(sessions[1]))
+    }
+  }
+
   @Test(.timeLimit(.minutes(1))) func theTurnsOfARotatedKeyGoOn() async throws {
     let keys = Keys("a")
     let gate = Gate()

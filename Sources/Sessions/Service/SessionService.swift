@@ -176,7 +176,7 @@ public actor SessionService {
     workspaceLog = WorkspaceLog(store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let resting = RestingSessions(
       runner, workspaces: workspaces, interval: configuration.restInterval,
-      hasBudget: { await Self.hasBudget($0, limits, store, configuration, logger) }, logger: logger)
+      reasonToEnd: { await Self.reasonToEnd($0, limits, store, configuration, logger) }, logger: logger)
     let runner = WatchingRunner(
       runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval, resting: resting)
     self.runner = runner
@@ -780,7 +780,7 @@ public actor SessionService {
         try await runner.run(request) { [approvalDesk] message in
           firstWord.listen(message)
           if ApprovalDesk.concerns(message) {
-            await approvalDesk.receive(message, turn)
+            await approvalDesk.receive(message, turn, recorder)
           } else {
             await recorder.record(message)
           }
