@@ -34,6 +34,8 @@ struct TurnRow {
     turns.cache_creation_tokens, turns.cost_usd, turns.duration_ms, turns.model_turns, \
     sessions.deleted_at IS NOT NULL, sessions.owner, turns.reserved
     """
+  /// For many turns at a time, whose prompts would take much memory.
+  static let columnsWithoutPrompt = columns.replacingOccurrences(of: "turns.prompt", with: "''")
   static let source = "turns JOIN sessions ON sessions.position = turns.session"
 
   let position: Int64

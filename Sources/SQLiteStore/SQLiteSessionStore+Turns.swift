@@ -148,11 +148,11 @@ extension SQLiteSessionStore {
 }
 
 extension Database {
-  /// Unfinished turns in the order of their acceptance.
+  /// Unfinished turns in the order of their acceptance, without their prompts.
   fileprivate func turns(in states: Set<Turn.State>) throws -> [Turn] {
     try all(
       """
-      SELECT \(TurnRow.columns) FROM \(TurnRow.source)
+      SELECT \(TurnRow.columnsWithoutPrompt) FROM \(TurnRow.source)
       WHERE turns.state IN ('queued', 'running') AND sessions.deleted_at IS NULL ORDER BY turns.position
       """, [], TurnRow.init
     ).map(\.turn).filter { states.contains($0.state) }

@@ -80,6 +80,15 @@ public struct Turn: Hashable, Sendable, Identifiable {
   }
 }
 
+extension Turn {
+  /// The same with an empty prompt. Many prompts would take much memory.
+  public var withoutPrompt: Turn {
+    var turn = self
+    turn.prompt = ""
+    return turn
+  }
+}
+
 /// Why a turn didn't complete, in the form in which clients see it.
 public struct TurnFailure: Hashable, Codable, Sendable {
   /// A stable word such as `rate_limited`, which also decides the status of an answer.

@@ -605,11 +605,9 @@ public actor SessionService {
 
   /// Puts a turn at its place in the queue: the answers of the store may come in another order than its turns.
   private func enqueue(_ turn: Turn) {
-    // The store has the prompt; many that wait would take much memory.
-    var turn = turn
-    turn.prompt = ""
     var queue = work[turn.sessionID]?.queue ?? []
-    queue.insert(turn, at: queue.lastIndex { $0.number < turn.number }.map { $0 + 1 } ?? 0)
+    // The store has the prompt.
+    queue.insert(turn.withoutPrompt, at: queue.lastIndex { $0.number < turn.number }.map { $0 + 1 } ?? 0)
     work[turn.sessionID, default: Work(queue: [])].queue = queue
   }
 

@@ -247,6 +247,7 @@ public actor InMemorySessionStore: SessionStore {
   private func unfinished(where condition: (Turn) -> Bool) -> [Turn] {
     acceptance.compactMap { turns[$0] }
       .filter { !$0.state.isFinal && visibleEntry($0.sessionID) != nil && condition($0) }
+      .map(\.withoutPrompt)
   }
 
   public func recoverInterrupted(

@@ -127,7 +127,8 @@ public protocol SessionStore: EventLogReader {
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
   ) async throws(SessionStoreError) -> StorePage<Turn>
 
-  /// Queued and running turns of all sessions in the order of their acceptance.
+  /// Queued and running turns of all sessions in the order of their acceptance, without their prompts, which might take
+  /// more memory than there is.
   func unfinishedTurns() async throws(SessionStoreError) -> [Turn]
 
   /// Puts in order what the end of an earlier process left, before the first request is served.

@@ -230,7 +230,7 @@ public struct InterruptedSession: Hashable, Sendable {
 public struct Recovery: Hashable, Sendable {
   /// In the order of the sessions' creation.
   public let interrupted: [InterruptedSession]
-  /// Turns that wait, in the order of their acceptance.
+  /// Turns that wait, in the order of their acceptance, without their prompts.
   public let queued: [Turn]
   /// Sessions whose deletion has begun.
   public let deletions: [Session]
