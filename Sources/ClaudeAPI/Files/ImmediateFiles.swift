@@ -54,7 +54,8 @@ struct ImmediateFiles {
     let (headers, body) = files.send(place.path, of: id, (content, found), isDownload: false)
     let duration = ContinuousClock.now - start
     status?.answered(.get, Self.route, status: HTTPResponse.Status.ok.code, after: duration)
-    if authenticator != nil {
+    // Without keys nginx's log says as much.
+    if let principal {
       AuthenticationMiddleware.log(
         .ok, principal, "GET \(Self.route)", session: id.lowercaseString, duration, logger())
     }
