@@ -140,13 +140,13 @@ import WebSockets
   @Test func aClientThatIsSilentIsPingedAndAtLastGivenUp() async throws {
     try await SessionServer.run(transport: { transport in
       transport.pingInterval = .milliseconds(50)
-      transport.idleTimeout = .seconds(2)
+      transport.idleTimeout = .seconds(5)
     }) { server in
       let id = try await server.newSession()
       let living = try await server.open(id)
       let silent = try await server.open(id)
       // Longer than a silent one is borne.
-      for _ in 0..<60 {
+      for _ in 0..<110 {
         let frame = try await living.raw.next()
         guard frame?.opcode == 9 else { continue }
         try await living.raw.send(raw: RawWebSocket.bytes(10, frame?.payload ?? []))
