@@ -27,7 +27,7 @@ extension API {
     let query = try QueryFields(request, known: ["after", "limit", "state"])
     let state = try query.choice("state", Approval.State.self)
     let after = try query.text("after").map { text throws(Problem) in
-      guard let after = UUID(uuidString: text) else {
+      guard let after = UUID(canonical: text) else {
         throw QueryFields.invalid("after", "must be the id of an approval")
       }
       return after
