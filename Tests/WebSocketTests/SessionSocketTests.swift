@@ -391,6 +391,75 @@ import WebSockets
     }
   }
 
+  /// Nobody takes all the places of those who haven't said who they are.
+  @Test func aNetworkHasSomeOfThePlacesWithoutAKey() async throws {
+    try await SessionServer.run(configure: { configuration in
+      configuration.maximumUnauthenticated = 6
+      configuration.maximumUnauthenticatedOfNetwork = 2
+    }) { server in
+      let user = try await server.key(.user)
+      let id = try await server.newSession(key: user)
+      func open(_ address: String) async throws -> SocketClient {
+        try await server.open(id, headers: ["Claude-Api-Remote-Addr": address])
+      }
+      for (first, second, other) in [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"),
+      ] {
+        var held = [try await open(first), try await open(second)]
+        let refused = try await server.refusal(id, headers: ["Claude-Api-Remote-Addr": first])
+        #expect(refused == "503 too_many_sockets", "\(first)")
+        held.append(try await open(other))
+        // Who shows a key needs none of them.
+        let known = try await server.open(id, key: user, headers: ["Claude-Api-Remote-Addr": first])
+        #expect(try await known.next()["type"] == "ready")
+        // Nor does who has shown one.
+        try await held[0].send(["type": "authenticate", "key": .string(user.text)])
+        #expect(try await held[0].next()["type"] == "ready")
+        held.append(try await open(first))
+        held = []
+        let again = try await eventually { try await open(first) }
+        try await again.send(["type": "authenticate", "key": .string(user.text)])
+        #expect(try await again.next()["type"] == "ready")
+      }
+      // Behind a proxy all are on this machine.
+      let local = [try await open("127.0.0.1"), try await open("127.0.0.1"), try await open("127.0.0.1")]
+      #expect(local.count == 3)
+    }
+  }
+
+  /// Commands that come too fast wait, all of them and in order, whatever number of sockets a key has.
+  @Test func aKeyHasARateOfCommands() async throws {
+    try await SessionServer.run(configure: { configuration in
+      configuration.commandsPerSecond = 50
+      configuration.commandBurst = 10
+    }) { server in
+      let (user, other) = (try await server.key(.user), try await server.key(.admin))
+      let id = try await server.newSession(key: user)
+      let sockets = [try await server.open(id, key: user), try await server.open(id, key: user)]
+      for socket in sockets { _ = try await socket.next() }
+      let start = ContinuousClock.now
+      for number in 0..<20 {
+        for socket in sockets { try await socket.send(["type": "ping", "id": .string("\(number)")]) }
+      }
+      for socket in sockets {
+        for number in 0..<20 { #expect(try await socket.next() == ["type": "pong", "id": .string("\(number)")]) }
+      }
+      // 10 of 40 at once, and the others at 50 in a second.
+      #expect(ContinuousClock.now - start > .milliseconds(590))
+
+      // A minute's worth of them delays nobody else.
+      let ping = RawWebSocket.bytes(1, Array(#"{"type":"ping"}"#.utf8))
+      try await sockets[0].raw.send(raw: Array(repeatElement(ping, count: 3000).joined()))
+      let theirs = try await server.open(id, key: other)
+      _ = try await theirs.next()
+      #expect(try await theirs.ask(["type": "ping"]) == ["type": "pong"])
+      // And what ends a socket doesn't wait for them.
+      _ = try await server.keys.revokeKey(user.id, at: .now())
+      let rest = try await sockets[0].messages { _ in false }
+      #expect(rest.count < 3000 && rest.last?["closed"] == 4401)
+    }
+  }
+
   @Test(arguments: ["revoked", "rotated"])
   func aSocketEndsWithItsKey(_ end: String) async throws {
     try await SessionServer.run { server in
