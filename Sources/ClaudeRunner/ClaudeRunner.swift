@@ -21,6 +21,7 @@ public actor ClaudeRunner {
     /// Set when the turn is to end before the CLI has it.
     var abort: ClaudeFailure?
     var lastUsed = ContinuousClock.now
+    var lastTurn = ContinuousClock.now
     var isEvicting = false
   }
 
@@ -117,6 +118,7 @@ public actor ClaudeRunner {
     session.isBusy = false
     session.wait = nil
     session.lastUsed = .now
+    session.lastTurn = .now
     if session.process == nil { sessions[id] = nil }
     makeRoom()
   }
@@ -288,6 +290,9 @@ public actor ClaudeRunner {
     await sessions[id]?.process?.answerPermission(requestID, decision) ?? false
   }
 
+  /// Whether the session has a process.
+  public func hasProcess(session id: String) -> Bool { sessions[id]?.process != nil }
+
   /// Ends the session's process now and returns when nothing of it is left; a turn fails with `killed`.
   public func stop(session id: String) async {
     if let session = sessions[id] {
@@ -362,7 +367,7 @@ public actor ClaudeRunner {
     }
   }
 
-  /// A process that works of its own accord is not idle.
+  /// A process that works of its own accord is not idle, for as long as a turn may take.
   private func noteUse(of id: String) {
     sessions[id]?.lastUsed = .now
   }
@@ -398,9 +403,10 @@ public actor ClaudeRunner {
 
   /// - Returns: whether there is anything left to look after.
   private func evictIdle() -> Bool {
-    let limit = ContinuousClock.now - configuration.idleTimeout
-    for session in sessions.values where !session.isBusy && !session.isEvicting && session.lastUsed < limit {
-      evict(session)
+    let now = ContinuousClock.now
+    for session in sessions.values where !session.isBusy && !session.isEvicting {
+      let isIdle = session.lastUsed < now - configuration.idleTimeout
+      if isIdle || session.lastTurn < now - max(configuration.turnTimeout, configuration.idleTimeout) { evict(session) }
     }
     makeRoom()
     guard sessions.isEmpty else { return true }

@@ -9,4 +9,7 @@ extension ClaudeRunnerConfiguration {
 
   /// Half of the processors, at least 1: what starts keeps a processor busy, and the other half is for what runs.
   public static func halfOfTheProcessors() -> Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)) / 2) }
+
+  /// Three quarters of the processors, one at least.
+  public static func threeQuartersOfTheProcessors() -> Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN)) * 3 / 4) }
 }

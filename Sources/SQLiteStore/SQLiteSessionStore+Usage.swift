@@ -1,4 +1,4 @@
-internal import Foundation
+public import Foundation
 internal import GRDB
 public import Sessions
 
@@ -17,6 +17,14 @@ extension SQLiteSessionStore {
         let surplus = try database.settleGateway(use.session) { $0 += use.use }
         try database.book(use.key, at: now, turns: 0, besideCLI: surplus)
       }
+    }
+  }
+
+  public func forgetGatewayCredit(of sessionID: UUID) async throws(SessionStoreError) {
+    try await writer.perform { database in
+      guard try database.runningTurns(sessionID) == 0 else { return }
+      // A surplus is settled when it comes about, so that there is none.
+      _ = try database.settleGateway(sessionID) { $0.forgetCredit() }
     }
   }
 
@@ -106,6 +114,15 @@ extension Database {
     try first("SELECT mark FROM gateway_log", []) { try $0.string(0) }
   }
 
+  fileprivate func runningTurns(_ session: UUID) throws -> Int64 {
+    try first(
+      """
+      SELECT count(*) FROM turns JOIN sessions ON sessions.position = turns.session
+      WHERE sessions.id = ? AND turns.state = 'running'
+      """, [session]
+    ) { try $0.integer(0) } ?? 0
+  }
+
   /// Changes the account of a session.
   ///
   /// - Returns: what is to be charged.
@@ -117,14 +134,7 @@ extension Database {
     var account = before
     change(&account)
     if account.isZero && before.isZero { return ModelUse() }
-    let isRunning =
-      try first(
-        """
-        SELECT count(*) FROM turns JOIN sessions ON sessions.position = turns.session
-        WHERE sessions.id = ? AND turns.state = 'running'
-        """, [session]
-      ) { try $0.integer(0) } ?? 0
-    let surplus = isRunning > 0 ? ModelUse() : account.settle()
+    let surplus = try runningTurns(session) > 0 ? ModelUse() : account.settle()
     if account.isZero {
       try run("DELETE FROM gateway_accounts WHERE session = ?", [session])
     } else {

@@ -132,9 +132,14 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     return arguments + ["--chdir", launch.workingDirectory]
   }
 
+  private static let maximumDescriptors = 4096
+
   /// Inside of the namespaces, so that the processes of this sandbox alone are counted.
   var limits: [String] {
-    var limits = [Self.limiter, "--core=0", "--nproc=\(configuration.maximumProcesses)"]
+    // With few descriptors it can keep few connections of nginx's, which all share.
+    var limits = [
+      Self.limiter, "--core=0", "--nproc=\(configuration.maximumProcesses)", "--nofile=\(Self.maximumDescriptors)",
+    ]
     // Not the address space: the CLI's engine reserves far more of it than it uses.
     if !boundsMemory { limits.append("--data=\(configuration.maximumMemory)") }
     return limits + ["--"]

@@ -4,7 +4,7 @@ import Synchronization
 /// The control groups of sessions, in those that were given to the server.
 ///
 /// The sessions of each key are in a group of the key's, so that keys that keep the processors busy share them evenly,
-/// however many sessions they do it with.
+/// however many sessions they do it with, and none of them takes all.
 final class ControlGroups: Sendable {
   /// Moves itself into the groups that are named before `--` and becomes the command that is named after it.
   private static let script =
@@ -20,6 +20,8 @@ final class ControlGroups: Sendable {
   private let parents: [String]
   /// What to write into those of these files that a new group has; version 1 and 2 have different names.
   private let values: [(file: String, value: String)]
+  /// The same for the group of a key.
+  private let valuesOfKeys: [(file: String, value: String)]
   private let bounded: Set<Resource>
 
   /// What groups can bound.
@@ -43,18 +45,16 @@ final class ControlGroups: Sendable {
   init(_ directories: [String], _ configuration: SandboxConfiguration) throws(SandboxError) {
     parents = directories
     let memory = String(configuration.maximumMemory)
-    var values = [
+    let values = [
       ("pids.max", String(configuration.maximumProcesses)),
       ("memory.max", memory), ("memory.swap.max", "0"), ("memory.oom.group", "1"),
       ("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory),
     ]
-    if let processors = configuration.maximumProcessors {
-      let quota = String(processors * Self.period)
-      values += [
-        ("cpu.max", "\(quota) \(Self.period)"), ("cpu.cfs_period_us", String(Self.period)), ("cpu.cfs_quota_us", quota),
-      ]
-    }
-    self.values = values
+    // Version 1 refuses a group more than the group around it has.
+    let ofKey = configuration.maximumProcessorsOfKey
+    let processors = [configuration.maximumProcessors, ofKey].compactMap { $0 }.min()
+    self.values = values + Self.quota(processors)
+    valuesOfKeys = Self.quota(ofKey)
     var bounded: Set<Resource> = []
     for parent in parents {
       guard access(parent + "/cgroup.procs", W_OK) == 0, access(parent, W_OK) == 0 else {
@@ -120,13 +120,13 @@ final class ControlGroups: Sendable {
     for parent in parents {
       let keyGroup = "\(parent)/\(key)"
       try Self.make(keyGroup)
+      // Without keys there is nobody to leave anything to.
+      if account != nil { try Self.write(valuesOfKeys, to: keyGroup) }
       let control = keyGroup + "/cgroup.subtree_control"
       if access(control, F_OK) == 0 { try Self.handDown(in: keyGroup, control) }
       let group = "\(keyGroup)/\(session)"
       try Self.make(group)
-      for (file, value) in values where access("\(group)/\(file)", F_OK) == 0 {
-        try Self.write(value, to: "\(group)/\(file)")
-      }
+      try Self.write(values, to: group)
       command.append(group)
     }
     return command + ["--"]
@@ -160,6 +160,18 @@ final class ControlGroups: Sendable {
   private static func names(in directory: String) -> [String] {
     // There may be none any more.
     (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+  }
+
+  private static func quota(_ processors: Int?) -> [(file: String, value: String)] {
+    guard let processors else { return [] }
+    let quota = String(processors * period)
+    return [("cpu.max", "\(quota) \(period)"), ("cpu.cfs_period_us", String(period)), ("cpu.cfs_quota_us", quota)]
+  }
+
+  private static func write(_ values: [(file: String, value: String)], to group: String) throws(SandboxError) {
+    for (file, value) in values where access("\(group)/\(file)", F_OK) == 0 {
+      try write(value, to: "\(group)/\(file)")
+    }
   }
 
   private static func write(_ value: String, to path: String) throws(SandboxError) {

@@ -16,6 +16,8 @@ public struct SandboxConfiguration: Sendable {
   public var maximumMemory = 4 << 30
   /// Processors that a session may keep busy; it needs a control group. Default: all.
   public var maximumProcessors: Int?
+  /// Processors that the sessions of one key may keep busy together; it needs a control group. Default: all.
+  public var maximumProcessorsOfKey: Int?
   /// Bytes of the private /tmp, and once more of /dev/shm. They live in memory. Default 256 MiB.
   public var temporaryBytes = 256 << 20
 

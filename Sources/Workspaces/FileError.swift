@@ -63,6 +63,8 @@ public struct WorkspaceLimits: Sendable, Equatable {
   public var entries: Int64 = 1_000_000
   /// Bytes of one file that is uploaded. Default 4 GiB.
   public var uploadBytes: Int64 = 4 << 30
+  /// Bytes of the disk that are left free: what would take them fails with `diskFull`. Default none.
+  public var reservedBytes: Int64 = 0
 
   public init() {}
 

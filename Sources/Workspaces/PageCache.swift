@@ -27,6 +27,13 @@ final class PageCache: Sendable {
   private struct Moment: Equatable {
     let seconds: Int
     let nanoseconds: Int
+
+    func age(at now: timespec) -> Duration {
+      .seconds(now.tv_sec - seconds) + .nanoseconds(now.tv_nsec - nanoseconds)
+    }
+
+    /// Some file systems know seconds only, or two; the others' clock ticks a hundred times a second at least.
+    var longestTick: Duration { nanoseconds == 0 ? .seconds(2) : .milliseconds(50) }
   }
 
   private struct State {
@@ -52,12 +59,14 @@ final class PageCache: Sendable {
   func names(
     of directory: CInt, after cursor: DirectoryListing.Cursor?, limit: Int
   ) throws(FileError) -> NamePage {
-    let start = time(nil)
+    var start = timespec()
+    clock_gettime(CLOCK_REALTIME, &start)
     let (key, changed) = try Self.look(at: directory, cursor, limit)
     if let page = known(key, changed) { return page }
     let page = try readNames(of: directory, after: cursor, limit: limit)
-    // A change within the same tick of the file system's clock, which some have of seconds only, could not be seen.
-    guard page.count >= threshold, changed.seconds < start - 2, try Self.look(at: directory, cursor, limit).1 == changed
+    // A change within the same tick of the file system's clock could not be seen.
+    guard page.count >= threshold, changed.age(at: start) > changed.longestTick,
+      try Self.look(at: directory, cursor, limit).1 == changed
     else { return page }
     keep(page, key, changed)
     return page

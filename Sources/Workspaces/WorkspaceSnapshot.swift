@@ -119,7 +119,7 @@ extension Workspaces {
   /// - Parameter start: files that have changed after this time count as changed at the next look.
   /// - Throws: ``FileError``
   public func snapshot(of session: UUID, changedAfter start: Int64 = .max) async throws -> WorkspaceSnapshot {
-    try await Self.runLong { [self] in
+    try await Self.runLook { [self] in
       let workspace = try workspace(session)
       return try takeSnapshot(session, workspace.raw, start)
     }
@@ -133,7 +133,7 @@ extension Workspaces {
   public func snapshot(
     of session: UUID, since earlier: WorkspaceSnapshot, limit: Int
   ) async throws -> (snapshot: WorkspaceSnapshot, changes: WorkspaceChanges) {
-    try await Self.runLong { [self] in
+    try await Self.runLook { [self] in
       let workspace = try workspace(session)
       let snapshot = try takeSnapshot(session, workspace.raw, .max)
       return (snapshot, snapshot.changes(since: earlier, limit: limit))

@@ -264,7 +264,7 @@ extension Workspaces {
   ///
   /// - Throws: ``FileError``
   public func usage(of session: UUID) async throws -> WorkspaceUsage {
-    try await Self.runLong { [self] in
+    try await Self.runLook { [self] in
       let workspace = try workspace(session)
       return try countUsage(of: session, workspace.raw)
     }
@@ -272,13 +272,30 @@ extension Workspaces {
 
   /// What the session's configuration directory holds, in which its agent can write as well.
   public func configurationUsage(of session: UUID) async throws -> WorkspaceUsage {
-    try await Self.runLong { [self] in
+    try await Self.runLook { [self] in
       let directory = try Descriptor(
         Self.name(session).withCString {
           clinux_open_beneath(configurationDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0)
         }, "open a configuration directory")
       return try limits.count(directory.raw)
     }
+  }
+
+  /// Whether less of the disk is free than is to stay so (``WorkspaceLimits/reservedBytes``).
+  ///
+  /// - Throws: ``WorkspaceError``
+  public func isDiskLow() async throws -> Bool {
+    try await run { [self] in try isDiskLowNow() }
+  }
+
+  func isDiskLowNow() throws(WorkspaceError) -> Bool {
+    guard limits.reservedBytes > 0 else { return false }
+    for descriptor in [rootDescriptor, configurationDescriptor] {
+      var status = statvfs()
+      guard fstatvfs(descriptor, &status) == 0 else { throw WorkspaceError(operation: "fstatvfs", errno: errno) }
+      if UInt64(status.f_bavail) * UInt64(status.f_frsize) < UInt64(limits.reservedBytes) { return true }
+    }
+    return false
   }
 
   /// Whether a workspace, or a configuration directory, holds more than it may.
@@ -300,6 +317,9 @@ extension Workspaces {
     usage.bytes += bytes
     usage.entries += entries
     if let excess = excess(of: usage) { throw excess }
+    let isLow: Bool
+    do { isLow = try isDiskLowNow() } catch { throw .system(error) }
+    if isLow { throw .diskFull }
   }
 }
 

@@ -48,6 +48,12 @@ public final class Workspaces: Sendable {
     threads.start()
     return threads
   }()
+  /// For looks at whole trees. Each turn waits for one at its end, and must not wait for somebody's copies.
+  private static let lookThreads: NIOThreadPool = {
+    let threads = NIOThreadPool(numberOfThreads: 2)
+    threads.start()
+    return threads
+  }()
 
   /// The name of the staging directory, which no session's id can be.
   static let staging = ".incoming"
@@ -140,9 +146,12 @@ public final class Workspaces: Sendable {
   public func configurationPath(of session: UUID) -> String { configurationRoot + "/" + Self.name(session) }
 
   /// Makes both directories of a session, private to the server's user. Directories that exist stay as they are.
+  ///
+  /// - Throws: ``WorkspaceError``, also where the disk has no more room than is to stay free.
   public func create(_ session: UUID) async throws {
     let name = Self.name(session)
-    try await run { [rootDescriptor, configurationDescriptor] in
+    try await run { [self] in
+      if try isDiskLowNow() { throw WorkspaceError(operation: "keep room on the disk", errno: ENOSPC) }
       for parent in [rootDescriptor, configurationDescriptor] {
         guard mkdirat(parent, name, 0o700) == 0 || errno == EEXIST else {
           throw WorkspaceError(operation: "mkdir \(name)", errno: errno)
@@ -185,6 +194,11 @@ public final class Workspaces: Sendable {
   /// Like `run`, for what may take longer than some system calls.
   static func runLong<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
     try await longThreads.runIfActive(body)
+  }
+
+  /// Like `run`, for looks at whole trees.
+  static func runLook<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+    try await lookThreads.runIfActive(body)
   }
 
   static func name(_ session: UUID) -> String { session.uuidString.lowercased() }

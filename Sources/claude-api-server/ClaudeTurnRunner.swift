@@ -77,6 +77,10 @@ struct ClaudeTurnRunner: TurnRunner {
   func stop(_ sessionID: UUID) async {
     await runner.stop(session: sessionID.lowercaseString)
   }
+
+  func hasProcess(_ sessionID: UUID) async -> Bool {
+    await runner.hasProcess(session: sessionID.lowercaseString)
+  }
 }
 
 extension ClaudeNetwork {

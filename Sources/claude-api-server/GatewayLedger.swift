@@ -217,17 +217,27 @@ actor GatewayLedger {
     if !hasLog { miss() }
     guard let account = accounts[session], account.turns == turns, !account.isRunning else { return }
     accounts[session] = nil
-    guard hasLog, !account.isIncomplete else { return }
+    guard hasLog else { return }
+    await forgetCredit(of: turn.sessionID)
+    guard !account.isIncomplete else { return }
     compare(account, turn)
   }
 
-  /// Says once that there is no log although a turn has ended, at the start of which nginx would have made it.
+  /// Says once that there is no log although a turn has ended. nginx makes it when it starts.
   private func miss() {
     guard !isMissed else { return }
     isMissed = true
     logger.warning(
       "There is no log of the model's gateway: what agents take beside the CLI is not charged",
       metadata: ["model.log": "\(path)"])
+  }
+
+  private func forgetCredit(of session: UUID) async {
+    do throws(SessionStoreError) {
+      try await store?.forgetGatewayCredit(of: session)
+    } catch {
+      logger.error("The account of a session could not be settled", metadata: ["error": "\(error)"])
+    }
   }
 
   private func compare(_ account: Account, _ turn: Turn) {

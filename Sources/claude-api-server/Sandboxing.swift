@@ -30,6 +30,8 @@ struct Sandboxing {
     configuration.maximumMemory = settings.maximumMemory
     configuration.maximumProcessors =
       settings.maximumProcessors ?? ClaudeRunnerConfiguration.halfOfTheProcessors()
+    configuration.maximumProcessorsOfKey =
+      settings.maximumProcessorsOfKey ?? ClaudeRunnerConfiguration.threeQuartersOfTheProcessors()
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = settings.controlGroups
@@ -64,8 +66,9 @@ struct Sandboxing {
     if geteuid() == 0 && !sandbox.boundsProcesses {
       logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
     }
-    if settings.maximumProcessors != nil && !sandbox.boundsProcessors {
-      logger.warning("sandbox.max-processors has no effect without control groups")
+    if settings.maximumProcessors != nil || settings.maximumProcessorsOfKey != nil, !sandbox.boundsProcessors {
+      logger.warning(
+        "sandbox.max-processors and sandbox.max-processors-of-key have no effect without control groups")
     }
   }
 }

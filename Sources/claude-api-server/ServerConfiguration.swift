@@ -73,6 +73,7 @@ struct ServerConfiguration: Sendable {
     var maximumProcesses: Int
     var maximumMemory: Int
     var maximumProcessors: Int?
+    var maximumProcessorsOfKey: Int?
     var temporaryBytes: Int
     var readOnlyPaths: [String]
     var controlGroups: ControlGroupSource
@@ -211,6 +212,9 @@ struct ServerConfiguration: Sendable {
     static let sandboxProcessors = Setting(
       key: "sandbox.max-processors", kind: .integer(1...1024), defaultText: "half of them",
       summary: "processors that a session may keep busy; needs control groups")
+    static let sandboxProcessorsOfKey = Setting(
+      key: "sandbox.max-processors-of-key", kind: .integer(1...1024), defaultText: "3/4 of them",
+      summary: "processors that the sessions of a key may keep busy together; needs control groups")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
       summary: "bytes of a session's private /tmp, which is memory")
@@ -226,7 +230,9 @@ struct ServerConfiguration: Sendable {
         "what agents reach whose key doesn't say: model-only, open; always-model-only, whatever a key says")
     static let minimumFreeDisk = Setting(
       key: "readiness.min-free-disk", kind: .integer(0...Int.max), defaultText: "268435456",
-      summary: "bytes that must be free where state and workspaces are, or /readyz answers 503")
+      summary:
+        "bytes that stay free where state and workspaces are: below, /readyz is 503, uploads and new sessions 507, and turns are stopped"
+    )
     static let logFormat = Setting(
       key: "log.format", kind: .choice(LogFormat.allCases.map(\.rawValue)), defaultText: "logfmt",
       summary: "how a line of the log is written: logfmt or json")
@@ -270,8 +276,9 @@ struct ServerConfiguration: Sendable {
       lineLimit, queueLength, maximumBody,
       maximumPrompt,
       drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
-      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxTemporary, sandboxReadOnly,
-      sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel, logFormat,
+      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxProcessorsOfKey, sandboxTemporary,
+      sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel,
+      logFormat,
     ]
 
     static let all = listed + limits.map { $0.setting }
@@ -322,7 +329,9 @@ struct ServerConfiguration: Sendable {
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)
     requiresKeys = try settings.text(Row.keysRequired) == "yes"
+    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     var workspaceLimits = WorkspaceLimits()
+    workspaceLimits.reservedBytes = Int64(minimumFreeDisk)
     if let bytes = try settings.integer(Row.quotaBytes) { workspaceLimits.bytes = Int64(bytes) }
     if let entries = try settings.integer(Row.quotaFiles) { workspaceLimits.entries = Int64(entries) }
     if let bytes = try settings.integer(Row.uploadSize) { workspaceLimits.uploadBytes = Int64(bytes) }
@@ -336,11 +345,11 @@ struct ServerConfiguration: Sendable {
       maximumProcesses: try settings.integer(Row.sandboxProcesses) ?? 512,
       maximumMemory: try settings.integer(Row.sandboxMemory) ?? 4 << 30,
       maximumProcessors: try settings.integer(Row.sandboxProcessors),
+      maximumProcessorsOfKey: try settings.integer(Row.sandboxProcessorsOfKey),
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),
       network: try settings.text(Row.sandboxNetwork).flatMap { Sandbox.Network(rawValue: $0) })
-    minimumFreeDisk = try settings.integer(Row.minimumFreeDisk) ?? 256 << 20
     logLevel = try settings.text(Row.logLevel) ?? "info"
     logFormat = try settings.text(Row.logFormat) ?? "logfmt"
     maximumStreams = try settings.integer(Row.maximumStreams) ?? 8192

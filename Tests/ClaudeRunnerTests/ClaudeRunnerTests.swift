@@ -666,6 +666,20 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
+  @Test func evictsTheRestlessWhenATurnWouldBeOver() async throws {
+    let fixture = try Fixture {
+      $0.idleTimeout = .milliseconds(200)
+      $0.turnTimeout = .milliseconds(600)
+      $0.evictionInterval = .milliseconds(20)
+      $0.exitTimeout = .milliseconds(100)
+    }
+    let session = try fixture.session()
+    #expect(try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:restless")).text == "now")
+    while await fixture.runner.statistics.live > 0 { await Task.yield() }
+    #expect(await fixture.runner.statistics.evicted == 1)
+    #expect(try await fixture.end() == [])
+  }
+
   @Test func shutsDown() async throws {
     let fixture = try Fixture { $0.terminateTimeout = .milliseconds(100) }
     let (idle, quick, stubborn) = (try fixture.session(), try fixture.session(), try fixture.session())

@@ -17,6 +17,7 @@ import Testing
     fi
     "$SERVER" serve --state-dir="$TOP/state" --workspace-root="$TOP/small/w" --socket-path="$TOP/s/r.sock" \\
       --claude-path="$CLAUDE" --sandbox-mode=off --demo-model-url=http://127.0.0.1:9 \\
+      --readiness-min-free-disk="$RESERVE" \\
       --git-allowed-sources="file://$TOP/repository" &
     nginx -p "$PREFIX" -c nginx.conf -e stderr -g "daemon off;$USER_LINE" &
     wait -n
@@ -53,7 +54,9 @@ import Testing
     }
   }
 
-  private func withSmallDisk(withBodies: Bool, _ body: (Small) async throws -> Void) async throws {
+  private func withSmallDisk(
+    withBodies: Bool = false, reserve: Int = 0, _ body: (Small) async throws -> Void
+  ) async throws {
     try await withTemporaryDirectory { directory in
       let port = try freePort()
       let prefix = directory + "/nginx"
@@ -61,7 +64,8 @@ import Testing
         prefix: prefix, port: port, socket: directory + "/s/r.sock", options: ["--workspaces", directory + "/small/w"])
       for name in ["small", "s", "repository"] { mkdir(directory + "/" + name, 0o700) }
       let environment: [String: String?] = [
-        "TOP": directory, "PREFIX": prefix, "BODIES": withBodies ? directory + "/small/bodies" : nil,
+        "TOP": directory, "PREFIX": prefix, "RESERVE": "\(reserve)",
+        "BODIES": withBodies ? directory + "/small/bodies" : nil,
         "SERVER": Stack.product("claude-api-server"), "CLAUDE": Stack.product("fake-claude"),
         "USER_LINE": geteuid() == 0 ? " user root;" : "", "ANTHROPIC_API_KEY": nil, "ANTHROPIC_BASE_URL": nil,
       ]
@@ -102,7 +106,7 @@ import Testing
   }
 
   @Test func nothingIsTornByAFullDisk() async throws {
-    try await withSmallDisk(withBodies: false) { small in
+    try await withSmallDisk { small in
       #expect(try await small.send("PUT", small.files + "/keep", [:], Array("old".utf8)).status == 201)
       let large = Self.bytes(40)
       small.expectFull(try await small.send("PUT", small.files + "/keep", [:], large), "PUT over a file")
@@ -163,6 +167,31 @@ import Testing
       let rest = try await small.send("PUT", small.files + "/rest", [:], Self.bytes(28))
       #expect(rest.status == 201, "\(rest.text)")
       #expect(try await small.names() == ["keep", "rest"])
+    }
+  }
+
+  @Test func whatIsKeptFreeIsNotFilled() async throws {
+    try await withSmallDisk(reserve: 16 << 20) { small in
+      func message(_ prompt: String) async throws -> RawResponse {
+        try await small.send(
+          "POST", "/sessions/\(small.session)/messages", ["Content-Type": "application/json"],
+          Array("{\"prompt\":\"\(prompt)\"}".utf8))
+      }
+      #expect(try await message("hello").status == 200)
+      for name in ["a", "b"] {
+        let response = try await small.send("PUT", small.files + "/" + name, [:], Self.bytes(10))
+        #expect(response.status == 201, "\(response.text)")
+      }
+      // As if the disk was full.
+      small.expectFull(try await small.send("PUT", small.files + "/c", [:], Array("c".utf8)), "a file")
+      small.expectFull(try await small.send("POST", "/sessions", [:], Array("{}".utf8)), "a session")
+      small.expectFull(try await small.send("POST", "/sessions/\(small.session)/fork", [:], Array("{}".utf8)), "a fork")
+      small.expectFull(try await message("fake:hang"), "a turn")
+      #expect(try await small.names() == ["a", "b"])
+
+      #expect(try await small.send("DELETE", small.files + "/b").status == 204)
+      #expect(try await message("hello").status == 200)
+      #expect(try await small.send("PUT", small.files + "/c", [:], Array("c".utf8)).status == 201)
     }
   }
 

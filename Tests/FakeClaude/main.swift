@@ -379,6 +379,12 @@ func perform(_ prompt: String) {
   case "later":
     finish("now")
     finish("later", ["origin": ["kind": "task-notification"]])
+  case "restless":
+    finish("now")
+    while true {
+      say("and on")
+      usleep(20_000)
+    }
   case "forget":
     unlink(transcript(of: sessionID))
     finish("forgotten")

@@ -41,6 +41,7 @@ struct FilesServer: Sendable {
       let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
       var bounds = SessionServiceConfiguration()
       bounds.watchInterval = .milliseconds(50)
+      bounds.restInterval = .milliseconds(50)
       let service = SessionService(
         store: InMemorySessionStore(), workspaces: workspaces, runner: runner, configuration: bounds, logger: logger)
       let files = FilesAPI(service: service, workspaces: workspaces, configuration: configuration)

@@ -18,10 +18,24 @@ import Workspaces
     var turn_id: String?
   }
 
-  private struct Page: Decodable { let events: [Change] }
+  private struct Page: Decodable {
+    let events: [Change]
+    let has_more: Bool
+    let next: Int
+  }
 
+  /// All that are in the log, which may be more than a page.
   private func changes(_ server: FilesServer) async throws -> [Change] {
-    try await server.send("GET", server.base + "/events?limit=1000&types=workspace.changed").decode(Page.self).events
+    var found: [Change] = []
+    var after = 0
+    while true {
+      let page = try await server.send(
+        "GET", server.base + "/events?limit=1000&types=workspace.changed&after=\(after)"
+      ).decode(Page.self)
+      found += page.events
+      guard page.has_more else { return found }
+      after = page.next
+    }
   }
 
   /// Waits until the log has a change.
@@ -215,6 +229,21 @@ import Workspaces
       let stopped = try await server.json("POST", server.base + "/messages", #"{"prompt":"fill"}"#)
       #expect(stopped.status == 507 && stopped.problemCode == "quota_exceeded")
       #expect(stopped.text.contains("home directory"))
+    }
+  }
+
+  @Test func whatAnAgentLeavesRunningIsWatchedToo() async throws {
+    var limits = WorkspaceLimits()
+    limits.bytes = 1_000_000
+    let runner = ScriptedRunner({ _, _ in TurnResult(text: "done") }, keepsProcesses: true)
+    try await FilesServer.run(limits: limits, runner: runner) { server in
+      #expect(try await runTurn(server).status == 200)
+      #expect(await runner.hasProcess(server.session.id))
+      // As something would that goes on after the turn.
+      try Data(repeating: 1, count: 2_000_000).write(to: URL(filePath: server.workspace + "/filled"))
+      try await eventually("its end") { await !runner.hasProcess(server.session.id) }
+      #expect(try await server.send("DELETE", server.base + "/files/filled").status == 204)
+      #expect(try await runTurn(server).status == 200)
     }
   }
 }

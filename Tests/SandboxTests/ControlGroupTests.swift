@@ -21,7 +21,9 @@ import Testing
       let group = mount + "/system.slice/claude-api.service"
       try make(group, ["cgroup.procs": "", "cgroup.controllers": controllers, "cgroup.subtree_control": ""])
       try make(group + "/server", ["cgroup.procs": "", "cpu.weight": "100\n"])
-      try make(group + "/key-somebody", ["cgroup.controllers": controllers, "cgroup.subtree_control": ""])
+      try make(
+        group + "/key-somebody",
+        ["cgroup.controllers": controllers, "cgroup.subtree_control": "", "cpu.max": "max 100000\n"])
       for name in ["trial", "key-somebody/" + Self.session] {
         try make(
           "\(group)/\(name)",
@@ -54,7 +56,8 @@ import Testing
       var configuration = SandboxConfiguration(supportDirectory: "/nonexistent")
       configuration.maximumProcesses = 99
       configuration.maximumMemory = 1 << 30
-      configuration.maximumProcessors = 2
+      configuration.maximumProcessors = 4
+      configuration.maximumProcessorsOfKey = 2
       let groups = try ControlGroups(found, configuration)
       #expect(ControlGroups.Resource.allCases.allSatisfy(groups.bounds))
       let command = try groups.enter(Self.session, of: "somebody")
@@ -66,7 +69,9 @@ import Testing
       #expect(text(of: own + "/memory.max") == "1073741824")
       #expect(text(of: own + "/memory.swap.max").hasPrefix("0"))
       #expect(text(of: own + "/memory.oom.group") == "1\n")
+      // No more than the key's.
       #expect(text(of: own + "/cpu.max") == "20000 10000")
+      #expect(text(of: group + "/key-somebody/cpu.max") == "20000 10000")
       #expect(groups.outOfMemoryKills(Self.session) == 2)
       #expect(groups.outOfMemoryKills(UUID().uuidString) == nil)
     }

@@ -183,6 +183,13 @@ struct SandboxTests {
     }
   }
 
+  @Test func boundsDescriptors() async throws {
+    try await withFixture { fixture in
+      let limits = try await fixture.run("ulimit -n; ulimit -Hn")
+      #expect(limits.output == "4096\n4096")
+    }
+  }
+
   @Test func boundsTheProcessesOfAnOrdinaryUser() async throws {
     try await withFixture({ $0.maximumProcesses = 40 }) { fixture in
       let limit = try await fixture.run("ulimit -u")
@@ -210,7 +217,8 @@ struct SandboxTests {
       try await withFixture({
         $0.maximumProcesses = 40
         $0.maximumMemory = 256 << 20
-        $0.maximumProcessors = 1
+        $0.maximumProcessors = 2
+        $0.maximumProcessorsOfKey = 1
         $0.controlGroups = .directories(groups)
       }) { fixture in
         #expect(fixture.sandbox.boundsMemory && fixture.sandbox.boundsProcesses && fixture.sandbox.boundsProcessors)
@@ -220,7 +228,10 @@ struct SandboxTests {
         for group in groups {
           let own = "\(group)/key-somebody/\(fixture.own.sessionID)"
           if group.contains("/pids/") { #expect(text(of: own + "/pids.max") == "40\n") }
-          if group.contains("/cpu/") { #expect(text(of: own + "/cpu.cfs_quota_us") == "10000\n") }
+          if group.contains("/cpu/") {
+            #expect(text(of: own + "/cpu.cfs_quota_us") == "10000\n")
+            #expect(text(of: group + "/key-somebody/cpu.cfs_quota_us") == "10000\n")
+          }
           if group.contains("/memory/") { #expect(text(of: own + "/memory.limit_in_bytes") == "\(256 << 20)\n") }
         }
         let before = fixture.sandbox.outOfMemoryKills(ofSession: fixture.own.sessionID)

@@ -14,6 +14,7 @@ let limitCases: [ContractCase] = [
   ContractCase("a turn whose cost nobody knows counts with what it reserved", anUnknownCostCountsAsReserved),
   ContractCase("what passed the gateway beside the turns is charged once", whatPassedTheGatewayIsChargedOnce),
   ContractCase("what the gateway tells of late is charged once", whatTheGatewayTellsOfLateIsChargedOnce),
+  ContractCase("what turns make up is no credit", whatTurnsMakeUpIsNoCredit),
   ContractCase("what a killed server's turns took is charged", whatAKilledServersTurnsTookIsCharged),
 ]
 
@@ -109,11 +110,11 @@ extension SessionStore {
   try await store.countGateway([passed(other, tokens: 9, 2)], mark: "6", at: time(3))
   _ = try await store.finishTurn(turn.id, TurnOutcome(state: .interrupted, finishedAt: time(3)))
   #expect(try await store.spent("k") == [110, 83, 20, 8])
-  // Other prices are no other use.
+  // A turn that tells of its tokens and not of their price.
   turn = try await store.runningTurn(other)
   try await store.countGateway([passed(other, tokens: 30, 99)], mark: "7", at: time(3))
   _ = try await store.finishTurn(turn.id, outcome(0.25, tokens: 10))
-  #expect(try await store.spent("k") == [140, 108, 20, 8])
+  #expect(try await store.spent("k") == [140, 182, 20, 82])
   // A budget is looked at with all of it.
   await expect(.limited(LimitExcess(.tokensPerDay, maximum: 140, used: 140, at: time(1)))) {
     _ = try await store.add(other, from: "k", accounts: [account("k", [.tokensPerDay: 140])])
@@ -132,6 +133,34 @@ extension SessionStore {
       [passed(session, tokens: 20, 20), passed(session, tokens: 5, 1)], mark: "3", at: time(3))
     #expect(try await store.spent("") == [35, 26, 5, 1].map { $0 * Int64(round) })
   }
+}
+
+@Sendable private func whatTurnsMakeUpIsNoCredit(_ store: any SessionStore) async throws {
+  try await store.countGateway([], mark: "1", at: time(1))
+  let session = try await store.addSession(owner: "k")
+  var turn = try await store.runningTurn(session)
+  try await store.countGateway([passed(session, tokens: 30, 2)], mark: "2", at: time(3))
+  // While a turn runs it isn't known yet what it tells of.
+  try await store.forgetGatewayCredit(of: session.id)
+  _ = try await store.finishTurn(turn.id, outcome(5, tokens: 1000))
+  #expect(try await store.spent("k") == [3000, 500, 0, 0])
+  try await store.forgetGatewayCredit(of: session.id)
+  try await store.countGateway([passed(session, tokens: 7, 3)], mark: "3", at: time(3))
+  #expect(try await store.spent("k") == [3007, 503, 7, 3])
+
+  // Tokens beyond measure, and no price.
+  turn = try await store.runningTurn(session)
+  try await store.countGateway([passed(session, tokens: 30, 40)], mark: "4", at: time(3))
+  _ = try await store.finishTurn(turn.id, outcome(0, tokens: 1000))
+  #expect(try await store.spent("k") == [6007, 543, 7, 43])
+
+  // The rounding of prices is nobody's use, but not for ever.
+  let half = GatewayUse(session: session.id, key: "k", use: ModelUse(tokens: 0, cost: cent * 3 / 5))
+  try await store.forgetGatewayCredit(of: session.id)
+  try await store.countGateway([half], mark: "5", at: time(3))
+  #expect(try await store.spent("k") == [6007, 543, 7, 43])
+  try await store.countGateway([half], mark: "6", at: time(3))
+  #expect(try await store.usage(of: "k", at: time(4)).costToday == 543 * cent + cent * 6 / 5)
 }
 
 @Sendable private func whatAKilledServersTurnsTookIsCharged(_ store: any SessionStore) async throws {

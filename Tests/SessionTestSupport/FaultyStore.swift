@@ -200,6 +200,10 @@ public final class FaultyStore: SessionStore {
     try await base.countGateway(uses, mark: mark, at: now)
   }
 
+  public func forgetGatewayCredit(of sessionID: UUID) async throws(SessionStoreError) {
+    try await base.forgetGatewayCredit(of: sessionID)
+  }
+
   public func gatewayMark() async throws(SessionStoreError) -> String? { try await base.gatewayMark() }
 
   public func idempotencyRecord(

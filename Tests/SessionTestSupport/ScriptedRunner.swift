@@ -17,15 +17,22 @@ public final class ScriptedRunner: TurnRunner {
   private struct State {
     var prompts: [String] = []
     var running: [UUID: Task<Result<TurnResult, TurnRunFailure>, Never>] = [:]
+    var processes: Set<UUID> = []
   }
 
   private let script: Script
   private let answers: PermissionAnswers
+  private let keepsProcesses: Bool
   private let state = Mutex(State())
 
-  public init(_ script: @escaping Script = ScriptedRunner.echo, answers: PermissionAnswers = PermissionAnswers()) {
+  /// - Parameter keepsProcesses: whether a session has a process after a turn, until it is stopped.
+  public init(
+    _ script: @escaping Script = ScriptedRunner.echo, answers: PermissionAnswers = PermissionAnswers(),
+    keepsProcesses: Bool = false
+  ) {
     self.script = script
     self.answers = answers
+    self.keepsProcesses = keepsProcesses
   }
 
   /// Answers with the prompt, as the CLI would with an answer that it streams in two pieces.
@@ -55,6 +62,7 @@ public final class ScriptedRunner: TurnRunner {
     state.withLock { state in
       state.prompts.append(request.turn.prompt)
       state.running[id] = task
+      if keepsProcesses { state.processes.insert(id) }
     }
     let result = await task.value
     state.withLock { $0.running[id] = nil }
@@ -75,6 +83,11 @@ public final class ScriptedRunner: TurnRunner {
     let task = state.withLock { $0.running[sessionID] }
     task?.cancel()
     _ = await task?.value
+    state.withLock { _ = $0.processes.remove(sessionID) }
+  }
+
+  public func hasProcess(_ sessionID: UUID) async -> Bool {
+    state.withLock { $0.processes.contains(sessionID) }
   }
 }
 

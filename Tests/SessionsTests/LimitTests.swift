@@ -219,6 +219,23 @@ import Testing
     }
   }
 
+  @Test func whatAnAgentLeavesRunningEndsWithTheBudget() async throws {
+    let store = InMemorySessionStore()
+    let limits = Self.policy(["a": [.tokensPerDay: 100], "b": [:]])
+    let runner = ScriptedRunner({ _, _ in TurnResult(text: "") }, keepsProcesses: true)
+    try await withService(
+      runner: runner, store: store, limits: limits, configure: { $0.restInterval = .milliseconds(20) }
+    ) { service in
+      let turns = [try await send("1", "a", service), try await send("1", "b", service)]
+      for turn in turns { _ = try await service.outcome(of: turn) }
+      try await store.countGateway(
+        zip(turns, ["a", "b"]).map { GatewayUse(session: $0.sessionID, key: $1, use: ModelUse(tokens: 100)) },
+        mark: "1", at: .now())
+      try await poll { await !runner.hasProcess(turns[0].sessionID) }
+      #expect(await runner.hasProcess(turns[1].sessionID))
+    }
+  }
+
   @Test func deletingASessionDoesntHideWhatItsTurnUsed() async throws {
     let store = InMemorySessionStore()
     let hasBegun = Gate()

@@ -28,15 +28,36 @@ public struct ModelUse: Hashable, Sendable {
     difference.cost -= other.cost
   }
 
+  /// Billionths of a US dollar that the gateway and the turns of a session may differ by before the difference is
+  /// charged: the prices are rounded in different places.
+  private static let roundingCost: Int64 = 10_000_000
+
   /// Takes this for what has passed the gateway of a session at rest, less what its turns were charged with, and says
   /// what of it is still to be charged. What remains is carried on.
   ///
-  /// More tokens than the turns have told of were taken beside the CLI. Fewer are those of requests that the gateway
-  /// hasn't told of yet. With as many, a difference of the costs is one of rounding or prices.
+  /// More tokens than the turns have told of were taken beside the CLI, and so were dollars without tokens, unless they
+  /// are too few to be more than rounding: what a turn tells of passes through the hands of its agent, who may give its
+  /// tokens and no price. Less than they have told of is in requests that the gateway hasn't told of yet; see
+  /// ``forgetCredit()``.
   public mutating func settle() -> ModelUse {
-    guard tokens >= 0 else { return ModelUse() }
-    defer { self = ModelUse() }
-    return tokens == 0 ? ModelUse() : ModelUse(tokens: tokens, cost: max(0, cost))
+    var surplus = ModelUse()
+    if tokens > 0 {
+      surplus.tokens = tokens
+      tokens = 0
+    }
+    if cost > (surplus.tokens > 0 ? 0 : Self.roundingCost) {
+      surplus.cost = cost
+      cost = 0
+    }
+    if tokens == 0, cost < 0 { cost = 0 }
+    return surplus
+  }
+
+  /// To be called when the gateway has told of all that the turns can have told of. What they told of beyond that was
+  /// made up, and is no credit for what is taken later.
+  public mutating func forgetCredit() {
+    tokens = max(0, tokens)
+    cost = max(0, cost)
   }
 }
 

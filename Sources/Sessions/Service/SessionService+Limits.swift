@@ -1,3 +1,5 @@
+import Logging
+
 /// What a key may use, and what it uses.
 public struct KeyStanding: Hashable, Sendable {
   public let account: KeyAccount
@@ -24,6 +26,25 @@ extension SessionService {
         streams: streams.count(of: key), at: now)
     } catch {
       throw SessionServiceError(error)
+    }
+  }
+
+  /// Whether a key has something left of each of its budgets. One that can't be looked at is taken to have.
+  static func hasBudget(
+    _ key: String, _ limits: KeyLimitPolicy, _ store: any SessionStore, _ configuration: SessionServiceConfiguration,
+    _ logger: Logger
+  ) async -> Bool {
+    await configuration.bringUseUpToDate()
+    do throws(SessionStoreError) {
+      let maxima = try await limits.account(key).limits
+      let usage = try await store.usage(of: key, at: .now())
+      return [KeyLimit.tokensPerDay, .usdPerDay, .usdPerMonth].allSatisfy { budget in
+        guard let maximum = maxima[budget], let used = usage.amount(budget) else { return true }
+        return used < maximum
+      }
+    } catch {
+      logger.warning("The budget of a key could not be looked at", metadata: ["key": "\(key)", "error": "\(error)"])
+      return true
     }
   }
 

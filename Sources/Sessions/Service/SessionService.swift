@@ -55,6 +55,9 @@ public struct SessionServiceConfiguration: Sendable {
   /// The shortest pause between two looks at the workspace of a running turn. Default 1 s.
   public var watchInterval: Duration = .seconds(1)
 
+  /// The pause between two looks at sessions that have a process and no turn. Default 15 s.
+  public var restInterval: Duration = .seconds(15)
+
   public init() {}
 }
 
@@ -171,8 +174,11 @@ public actor SessionService {
     self.store = store
     self.workspaces = workspaces
     workspaceLog = WorkspaceLog(store: store, hub: hub, patience: configuration.storePatience, logger: logger)
+    let resting = RestingSessions(
+      runner, workspaces: workspaces, interval: configuration.restInterval,
+      hasBudget: { await Self.hasBudget($0, limits, store, configuration, logger) }, logger: logger)
     let runner = WatchingRunner(
-      runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval)
+      runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval, resting: resting)
     self.runner = runner
     self.configuration = configuration
     self.observer = observer

@@ -26,6 +26,9 @@ public protocol TurnRunner: Sendable {
 
   /// Ends all processes of a session; a running turn fails. Returns when they are gone.
   func stop(_ sessionID: UUID) async
+
+  /// Whether a session has a process. It may go on working when its turn is over.
+  func hasProcess(_ sessionID: UUID) async -> Bool
 }
 
 /// A turn that is to be run, with the session that it belongs to as it is now.

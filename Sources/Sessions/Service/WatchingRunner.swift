@@ -1,5 +1,5 @@
 public import JSONSupport
-public import Workspaces
+import Workspaces
 
 #if canImport(FoundationEssentials)
   public import FoundationEssentials
@@ -8,30 +8,37 @@ public import Workspaces
 #endif
 
 /// Runs turns by another runner, and looks after the workspace meanwhile: changes of files are written to the
-/// session's log, and a turn whose workspace holds more than it may is stopped.
+/// session's log, and a turn whose workspace holds more than it may, or that leaves too little of the disk, is stopped.
 ///
 /// The workspace is looked at when a turn begins, now and then while it runs, and when it has ended. Looks and not
 /// the kernel's notifications: they tell the same for any number of folders, leave nothing open that could run out,
-/// and what was made and removed in between costs nothing. The pauses are at least twenty times as long as a look.
+/// and what was made and removed in between costs nothing. The pauses are twenty times as long as a look, up to a bound.
 public struct WatchingRunner: TurnRunner {
   private let base: any TurnRunner
   private let workspaces: Workspaces
   private let log: WorkspaceLog
   private let interval: Duration
+  private let resting: RestingSessions
 
   private static let firstLookTimeout = Duration.milliseconds(500)
 
-  /// - Parameter interval: the shortest pause between two looks.
-  public init(_ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, interval: Duration) {
+  /// - Parameters:
+  ///   - interval: the shortest pause between two looks.
+  ///   - resting: looks after sessions whose turns are over.
+  init(
+    _ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, interval: Duration, resting: RestingSessions
+  ) {
     self.base = base
     self.workspaces = workspaces
     self.log = log
     self.interval = interval
+    self.resting = resting
   }
 
   public func run(
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
   ) async throws(TurnRunFailure) -> TurnResult {
+    await resting.turnBegins(request.session.id)
     let watch = WorkspaceWatch(request.turn, workspaces, log, interval: interval)
     // The agent begins when the first look is over, so that all that it does is told; but it doesn't wait long for one.
     let (begin, go) = AsyncStream<Void>.makeStream()
@@ -61,12 +68,15 @@ public struct WatchingRunner: TurnRunner {
     }
     await watch.finish()
     guard let excess = await watch.excess else {
+      await resting.turnEnded(request.session.id, key: request.session.owner ?? "")
       guard let result else {
         // The first task of the group always has a result.
         throw TurnRunFailure(TurnFailure(code: "internal_error", detail: "The turn ended without a result."))
       }
       return try result.get()
     }
+    // An interrupt ends the tools of the turn. What was left running by an earlier one would go on.
+    await base.stop(request.session.id)
     var failure = TurnRunFailure(Self.failure(excess.error, in: excess.place))
     switch result {
     case .success(let turn):
@@ -90,7 +100,12 @@ public struct WatchingRunner: TurnRunner {
 
   public func stop(_ sessionID: UUID) async { await base.stop(sessionID) }
 
+  public func hasProcess(_ sessionID: UUID) async -> Bool { await base.hasProcess(sessionID) }
+
   private static func failure(_ excess: FileError, in place: String) -> TurnFailure {
+    if excess == .diskFull {
+      return TurnFailure(code: "disk_full", detail: "The turn was stopped: too little of the server's disk is free.")
+    }
     let what =
       if case .quotaExceeded(.entries, let limit) = excess {
         "more than \(limit) files and folders"
@@ -111,8 +126,12 @@ private actor WorkspaceWatch {
   private static let changesOfTurn = 2000
   /// The shortest pause when a turn has told as many as it may.
   private static let longPause: Duration = .seconds(10)
+  /// The longest one. What makes looks slow must not go unwatched for long.
+  private static let longestPause: Duration = .seconds(30)
+  /// How long the end of a turn waits for the last look.
+  private static let lastLookTimeout: Duration = .seconds(1)
 
-  /// Set when the workspace, or the agent's home directory, was found to hold more than it may.
+  /// Set when the workspace, or the agent's home directory, was found to hold more than it may, or the disk.
   private(set) var excess: (place: String, error: FileError)?
   private let turn: Turn
   private let workspaces: Workspaces
@@ -121,6 +140,9 @@ private actor WorkspaceWatch {
   private let start = Workspaces.changeTime()
   private var latest: WorkspaceSnapshot?
   private var left = changesOfTurn
+  /// The look that is under way. It can't be broken off, and nobody has to wait for its end.
+  private var underWay: Task<Void, Never>?
+  private var isFinished = false
 
   init(_ turn: Turn, _ workspaces: Workspaces, _ log: WorkspaceLog, interval: Duration) {
     self.turn = turn
@@ -130,39 +152,78 @@ private actor WorkspaceWatch {
     log.beginWatch(of: turn.sessionID)
   }
 
-  /// Looks until the workspace holds too much, and returns true then, or until the task is cancelled.
-  func lookUntilExcess(afterFirst: @Sendable () -> Void) async -> Bool {
+  /// Looks until there is an excess, and returns true then, or until the task is cancelled.
+  func lookUntilExcess(afterFirst: @escaping @Sendable () -> Void) async -> Bool {
+    await perform {
+      await self.lookFirst()
+      afterFirst()
+    }
+    var next = ContinuousClock.now + interval
+    while true {
+      do { try await Task.sleep(for: interval) } catch { return false }
+      await lookAtDisk()
+      if excess == nil, .now >= next {
+        let begin = ContinuousClock.now
+        await perform { await self.lookAtAll() }
+        let pause = max(left > 0 ? interval : Self.longPause, (ContinuousClock.now - begin) * 20)
+        next = .now + max(interval, min(pause, Self.longestPause))
+      }
+      if Task.isCancelled { return false }
+      if excess != nil { return true }
+    }
+  }
+
+  /// Looks for the last time, unless that takes too long.
+  func finish() async {
+    if latest?.isDetailed == false {
+      // Of a very large workspace nothing more would be learned in the time that it takes.
+      await log.record(WorkspaceChanges(omitted: 1), of: turn)
+    } else {
+      let earlier = underWay
+      let last = Task {
+        await earlier?.value
+        _ = await look()
+      }
+      if await last.value(within: Self.lastLookTimeout) == nil, !isFinished {
+        isFinished = true
+        await log.record(WorkspaceChanges(omitted: 1), of: turn)
+      }
+    }
+    isFinished = true
+    log.endWatch(of: turn.sessionID)
+  }
+
+  /// Returns when the look is over, or the caller's task is cancelled.
+  private func perform(_ look: @escaping @Sendable () async -> Void) async {
+    let task = Task { await look() }
+    underWay = task
+    if await task.value(within: nil) != nil { underWay = nil }
+  }
+
+  private func lookFirst() async {
     do {
       // The agent may have begun before this look is over.
       latest = try await workspaces.snapshot(of: turn.sessionID, changedAfter: start)
     } catch {
       log.lookFailed(turn, error)
     }
-    afterFirst()
-    var pause = interval
-    while true {
-      do { try await Task.sleep(for: pause) } catch { return false }
-      let begin = ContinuousClock.now
-      if let usage = await look() {
-        excess = workspaces.excess(of: usage).map { ("workspace", $0) }
-      }
-      if excess == nil, let usage = await lookAtHome() {
-        excess = workspaces.excess(of: usage).map { ("agent's home directory", $0) }
-      }
-      if excess != nil { return true }
-      pause = max(left > 0 ? interval : max(interval, Self.longPause), (ContinuousClock.now - begin) * 20)
+  }
+
+  private func lookAtAll() async {
+    if let usage = await look() {
+      excess = workspaces.excess(of: usage).map { ("workspace", $0) }
+    }
+    if excess == nil, !isFinished, let usage = await lookAtHome() {
+      excess = workspaces.excess(of: usage).map { ("agent's home directory", $0) }
     }
   }
 
-  /// Looks for the last time.
-  func finish() async {
-    if latest?.isDetailed == false {
-      // Of a very large workspace nothing more would be learned in the time that it takes.
-      await log.record(WorkspaceChanges(omitted: 1), of: turn)
-    } else {
-      _ = await look()
+  private func lookAtDisk() async {
+    do {
+      if try await workspaces.isDiskLow() { excess = ("disk", .diskFull) }
+    } catch {
+      log.lookFailed(turn, error)
     }
-    log.endWatch(of: turn.sessionID)
   }
 
   /// What the agent can write to beside its workspace; nil if it couldn't be looked at.
@@ -177,6 +238,7 @@ private actor WorkspaceWatch {
 
   /// Returns what the workspace holds; nil if it couldn't be looked at.
   private func look() async -> WorkspaceUsage? {
+    guard !isFinished else { return nil }
     let mark = log.mark(turn.sessionID)
     do {
       guard let earlier = latest else {
@@ -186,6 +248,8 @@ private actor WorkspaceWatch {
       }
       let (snapshot, changes) = try await workspaces.snapshot(
         of: turn.sessionID, since: earlier, limit: min(left, Self.changesOfLook))
+      // The turn is over for its readers, too.
+      guard !isFinished else { return nil }
       if snapshot.isWhole || !earlier.isWhole || !snapshot.isDetailed { latest = snapshot }
       left -= await log.record(changes, of: turn, upTo: mark)
       return snapshot.usage
@@ -193,5 +257,25 @@ private actor WorkspaceWatch {
       log.lookFailed(turn, error)
       return nil
     }
+  }
+}
+
+extension Task where Failure == Never {
+  /// The value, or nil if the caller's task is cancelled before it is there, or after `timeout`. The task itself goes on.
+  func value(within timeout: Duration?) async -> Success? {
+    let (values, continuation) = AsyncStream.makeStream(of: Success.self, bufferingPolicy: .bufferingOldest(1))
+    Task<Void, Never> {
+      continuation.yield(await value)
+      continuation.finish()
+    }
+    let timer = timeout.map { timeout in
+      Task<Void, Never> {
+        do { try await Task<Never, Never>.sleep(for: timeout) } catch { return }
+        continuation.finish()
+      }
+    }
+    defer { timer?.cancel() }
+    for await value in values { return value }
+    return nil
   }
 }

@@ -398,9 +398,20 @@ public actor InMemorySessionStore: SessionStore {
     for use in uses { book(use.key, at: now, besideCLI: settleGateway(use.session) { $0 += use.use }) }
   }
 
+  public func forgetGatewayCredit(of sessionID: UUID) throws(SessionStoreError) {
+    try checkOpen()
+    guard !hasRunningTurn(sessionID) else { return }
+    // A surplus is settled when it comes about, so that there is none.
+    _ = settleGateway(sessionID) { $0.forgetCredit() }
+  }
+
   public func gatewayMark() throws(SessionStoreError) -> String? {
     try checkOpen()
     return mark
+  }
+
+  private func hasRunningTurn(_ session: UUID) -> Bool {
+    (entries[session]?.turns ?? []).contains { turns[$0]?.state == .running }
   }
 
   /// Changes the account of a session.
@@ -409,8 +420,7 @@ public actor InMemorySessionStore: SessionStore {
   private func settleGateway(_ session: UUID, _ change: (inout ModelUse) -> Void) -> ModelUse {
     var account = gatewayAccounts[session] ?? ModelUse()
     change(&account)
-    let isRunning = (entries[session]?.turns ?? []).contains { turns[$0]?.state == .running }
-    let surplus = isRunning ? ModelUse() : account.settle()
+    let surplus = hasRunningTurn(session) ? ModelUse() : account.settle()
     gatewayAccounts[session] = account.isZero ? nil : account
     return surplus
   }

@@ -193,6 +193,10 @@ public protocol SessionStore: EventLogReader {
   ///   taken from an account.
   func countGateway(_ uses: [GatewayUse], mark: String, at now: Timestamp) async throws(SessionStoreError)
 
+  /// Takes from the account of a session what its turns have told of beyond what has passed the gateway, unless one of
+  /// them runs. To be called when the gateway's log has been read to its end after the last of them ended.
+  func forgetGatewayCredit(of sessionID: UUID) async throws(SessionStoreError)
+
   /// The mark of the last `countGateway`; nil if there was none.
   func gatewayMark() async throws(SessionStoreError) -> String?
 
