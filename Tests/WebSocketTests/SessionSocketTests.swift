@@ -5,6 +5,7 @@ import JSONSupport
 import NIOCore
 import SessionTestSupport
 import Sessions
+import Synchronization
 import TestSupport
 import Testing
 import WebSockets
@@ -140,19 +141,22 @@ import WebSockets
   @Test func aClientThatIsSilentIsPingedAndAtLastGivenUp() async throws {
     try await SessionServer.run(transport: { transport in
       transport.pingInterval = .milliseconds(50)
-      transport.idleTimeout = .seconds(2)
+      transport.idleTimeout = .seconds(6)
     }) { server in
       let id = try await server.newSession()
       let living = try await server.open(id)
       let silent = try await server.open(id)
-      // Longer than a silent one is borne.
-      for _ in 0..<60 {
-        let frame = try await living.raw.next()
-        guard frame?.opcode == 9 else { continue }
-        try await living.raw.send(raw: RawWebSocket.bytes(10, frame?.payload ?? []))
+      let isOver = Mutex(false)
+      let answering = Task {
+        // Each ping is answered, as long as a silent one is borne.
+        while !isOver.withLock({ $0 }), let frame = try await living.raw.next() {
+          if frame.opcode == 9 { try await living.raw.send(raw: RawWebSocket.bytes(10, frame.payload)) }
+        }
       }
-      #expect(try await living.ask(["type": "ping"]) == ["type": "pong"])
       while let frame = try await silent.raw.next() { #expect(frame.opcode == 1 || frame.opcode == 9) }
+      isOver.withLock { $0 = true }
+      try await answering.value
+      #expect(try await living.ask(["type": "ping"]) == ["type": "pong"])
     }
   }
 
@@ -374,7 +378,8 @@ import WebSockets
 
   @Test func aKeyHasToComeInTime() async throws {
     try await SessionServer.run(configure: { configuration in
-      configuration.authenticationTimeout = .milliseconds(50)
+      // Long enough for both to be open at the same time.
+      configuration.authenticationTimeout = .seconds(3)
       configuration.maximumUnauthenticated = 2
     }) { server in
       let user = try await server.key(.user)
