@@ -24,13 +24,23 @@ extension API {
 
   private func listApprovals(_ request: Request, _ context: some RequestContext) async throws -> Response {
     let id = try Self.sessionID(context)
-    let query = try QueryFields(request, known: ["state"])
+    let query = try QueryFields(request, known: ["after", "limit", "state"])
     let state = try query.choice("state", Approval.State.self)
-    let approvals = try await service.approvals(of: id, states: state.map { [$0] })
+    let after = try query.text("after").map { text throws(Problem) in
+      guard let after = UUID(uuidString: text) else {
+        throw QueryFields.invalid("after", "must be the id of an approval")
+      }
+      return after
+    }
+    let page = try await service.approvals(
+      of: id, after: after, limit: try query.integer("limit", in: 1...200) ?? 200, states: state.map { [$0] })
+    let approvals = page.items
     var json = JSONWriter(capacity: 64 + approvals.count * 512)
     json.object { json in
       json.field("approvals", array: approvals) { json, approval in json.object { $0.members(approval) } }
       json.field("count", Int64(approvals.count))
+      json.field("has_more", page.hasMore)
+      json.field("next", approvals.last?.id.lowercaseString)
     }
     return Self.json(json.finish())
   }

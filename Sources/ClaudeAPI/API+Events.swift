@@ -35,16 +35,14 @@ extension API {
           of: id, .init(after: after, types: types, previews: previews, holder: Principal.current?.key),
           lease: try await leaseStream(of: id, over: .serverSentEvents)))
     }
-    let size = limit ?? 100
-    let found = try await service.events(of: id, after: after, limit: size + 1, types: types)
-    let page = found.prefix(size)
-    var json = JSONWriter(capacity: 128 + page.reduce(0) { $0 + $1.payload.utf8.count + 256 })
+    let page = try await service.events(of: id, after: after, limit: limit ?? 100, types: types)
+    var json = JSONWriter(capacity: 128 + page.items.reduce(0) { $0 + $1.payload.utf8.count + 256 })
     json.object { json in
-      json.field("events", array: page) { json, event in json.raw { event.writeJSON(to: &$0) } }
-      json.field("has_more", found.count > size)
+      json.field("events", array: page.items) { json, event in json.raw { event.writeJSON(to: &$0) } }
+      json.field("has_more", page.hasMore)
       // After the last page it isn't the last of the chosen types that counts, but how far the log was read.
-      let reached = page.last?.sequence ?? after
-      json.field("next", found.count > size ? reached : max(reached, last))
+      let reached = page.items.last?.sequence ?? after
+      json.field("next", page.hasMore ? reached : max(reached, last))
       json.field("last", max(reached, last))
     }
     return Self.json(json.finish())
@@ -56,15 +54,19 @@ extension API {
     let limit = try query.integer("limit", in: 1...1000) ?? 100
     let last = try await service.lastSequence(of: id)
     let after = try Self.cursor(nil, query, last: last)
-    let found = try await service.events(of: id, after: after, limit: limit + 1, types: ConversationEntry.eventTypes)
-    let page = found.prefix(limit)
-    let entries = ConversationEntry.entries(of: page)
+    let page = try await service.events(of: id, after: after, limit: limit, types: ConversationEntry.eventTypes)
+    var entries = ConversationEntry.entries(of: page.items)
+    var reached = page.items.last?.sequence ?? after
+    if page.hasMore, entries.count > 1, let last = entries.last, last.role == "assistant" {
+      // More of its tool calls may come: it begins the next page, so that it stays whole.
+      entries.removeLast()
+      reached = last.sequence - 1
+    }
     var json = JSONWriter(capacity: 4096)
     json.object { json in
       json.field("messages", array: entries) { json, entry in json.object { $0.members(entry) } }
-      json.field("has_more", found.count > limit)
-      let reached = page.last?.sequence ?? after
-      json.field("next", found.count > limit ? reached : max(reached, last))
+      json.field("has_more", page.hasMore)
+      json.field("next", page.hasMore ? reached : max(reached, last))
     }
     return Self.json(json.finish())
   }

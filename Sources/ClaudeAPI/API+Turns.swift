@@ -25,9 +25,9 @@ extension API {
     let id = try Self.sessionID(context)
     let query = try QueryFields(request, known: ["after", "limit"])
     let limit = try query.integer("limit", in: 1...200) ?? 50
-    let found = try await service.turns(
-      of: id, after: try query.integer("after", in: 0...Int(Int32.max)) ?? 0, limit: limit + 1)
-    let turns = found.prefix(limit)
+    let page = try await service.turns(
+      of: id, after: try query.integer("after", in: 0...Int(Int32.max)) ?? 0, limit: limit)
+    let turns = page.items
     var positions: [UUID: Int] = [:]
     for turn in turns where turn.state == .queued { positions[turn.id] = await service.position(of: turn) }
     var json = JSONWriter(capacity: 64 + turns.count * 1024)
@@ -35,7 +35,7 @@ extension API {
       json.field("turns", array: turns) { json, turn in
         json.object { $0.members(turn, position: positions[turn.id]) }
       }
-      json.field("has_more", found.count > limit)
+      json.field("has_more", page.hasMore)
       json.field("next", turns.last.map { Int64($0.number) })
     }
     return Self.json(json.finish())

@@ -318,7 +318,7 @@ extension ProblemCode {
     case .streamsExhausted: .init(503, "The server has as many streams open as it takes.")
     case .serviceUnavailable: .init(503, "The server is busy or not ready.")
     case .responderTimeout: .init(504, "The responder did not answer in time; what it had begun may go on.")
-    case .diskFull: .init(507, "The disk is full; nothing was changed.")
+    case .diskFull: .init(507, "The disk is full, or nearly so. Unless a turn was stopped by it, nothing was changed.")
     }
   }
 

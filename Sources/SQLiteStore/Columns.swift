@@ -107,4 +107,16 @@ extension Database {
     while let row = try rows.next() { values.append(try decode(row)) }
     return values
   }
+
+  /// Reads no more rows than go into the page, and one that tells whether there are more.
+  func page<Element>(
+    _ sql: String, _ arguments: StatementArguments, limit: Int, _ decode: (Row) throws -> Element
+  ) throws -> StorePage<Element> {
+    var page = StorePage<Element>(limit: limit)
+    let limit = max(0, limit)
+    let rows = try Row.fetchCursor(
+      cachedStatement(sql: sql + " LIMIT ?"), arguments: arguments + [limit == .max ? limit : limit + 1])
+    while let row = try rows.next(), page.hasRoom() { page.append(try decode(row)) }
+    return page
+  }
 }

@@ -72,18 +72,25 @@ extension SQLiteSessionStore {
   }
 
   public func approvals(
-    of sessionID: UUID, states: Set<Approval.State>?
-  ) async throws(SessionStoreError) -> [Approval] {
+    of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
+  ) async throws(SessionStoreError) -> StorePage<Approval> {
     try await scanner.perform { database in
-      var arguments: StatementArguments = [try database.sessionPosition(sessionID)]
+      let session = try database.sessionPosition(sessionID)
+      let position = try after.map { after in
+        guard let row = try database.approvalRow(after), row.sessionPosition == session else {
+          throw SessionStoreError.approvalNotFound(after)
+        }
+        return row.position
+      }
+      var arguments: StatementArguments = [session, position ?? 0]
       let inStates =
         try states.map { try condition("approvals.state", oneOf: $0.map(\.rawValue), &arguments) } ?? ""
-      return try database.all(
+      return try database.page(
         """
         SELECT \(ApprovalRow.columns) FROM \(ApprovalRow.source)
-        WHERE approvals.session = ? \(inStates) ORDER BY approvals.position
-        """, arguments, ApprovalRow.init
-      ).map(\.approval)
+        WHERE approvals.session = ? AND approvals.position > ? \(inStates) ORDER BY approvals.position
+        """, arguments, limit: limit
+      ) { try ApprovalRow($0).approval }
     }
   }
 

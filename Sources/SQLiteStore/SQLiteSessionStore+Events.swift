@@ -17,16 +17,15 @@ extension SQLiteSessionStore {
 
   public func events(
     of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-  ) async throws(SessionStoreError) -> [Event] {
+  ) async throws(SessionStoreError) -> StorePage<Event> {
     try await scanner.perform { database in
       var arguments: StatementArguments = [try database.sessionPosition(sessionID), after]
       let ofTypes = try types.map { try condition("type", oneOf: Array($0), &arguments) } ?? ""
-      arguments += [max(0, limit)]
-      return try database.all(
+      return try database.page(
         """
         SELECT sequence, type, turn_id, processed_at, payload FROM events
-        WHERE session = ? AND sequence > ? \(ofTypes) ORDER BY sequence LIMIT ?
-        """, arguments
+        WHERE session = ? AND sequence > ? \(ofTypes) ORDER BY sequence
+        """, arguments, limit: limit
       ) { row in
         Event(
           sessionID: sessionID, sequence: try row.integer(0), type: try row.string(1),

@@ -89,19 +89,18 @@ extension SQLiteSessionStore {
 
   public func turns(
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
-  ) async throws(SessionStoreError) -> [Turn] {
+  ) async throws(SessionStoreError) -> StorePage<Turn> {
     try await scanner.perform { database in
       let session = try database.sessionPosition(sessionID)
       var arguments: StatementArguments = [session, after]
       let inStates =
         try states.map { try condition("turns.state", oneOf: $0.map(\.rawValue), &arguments) } ?? ""
-      arguments += [max(0, limit)]
-      return try database.all(
+      return try database.page(
         """
         SELECT \(TurnRow.columns) FROM \(TurnRow.source)
-        WHERE turns.session = ? AND turns.number > ? \(inStates) ORDER BY turns.number LIMIT ?
-        """, arguments, TurnRow.init
-      ).map(\.turn)
+        WHERE turns.session = ? AND turns.number > ? \(inStates) ORDER BY turns.number
+        """, arguments, limit: limit
+      ) { try TurnRow($0).turn }
     }
   }
 

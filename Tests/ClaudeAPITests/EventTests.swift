@@ -4,6 +4,7 @@ import Hummingbird
 import JSONSupport
 import SessionTestSupport
 import Sessions
+import TestSupport
 import Testing
 
 @testable import ClaudeAPI
@@ -30,6 +31,27 @@ import Testing
       #expect(chosen["next"] == 8)
       #expect(chosen["events"]?[0]?["id"] == "evt_000000000001")
       #expect(chosen["events"]?[0]?["content"]?[0]?["text"] == "Hi")
+    }
+  }
+
+  /// Whatever a client asks for: a page of large things ends after a megabyte, and says that there is more.
+  @Test func pagesOfLargeThingsAreSmall() async throws {
+    try await TestAPI.run { api in
+      let id = try await api.newSession()
+      let prompt = JSONValue.string(String(repeating: "x", count: 700 << 10))
+      for _ in 0..<3 { _ = try await api.send(.post, "/sessions/\(id)/messages", body: ["prompt": prompt]) }
+      for (path, name) in [("events?types=user.message&limit=1000", "events"), ("turns?limit=200", "turns")] {
+        let page = try await api.send(.get, "/sessions/\(id)/\(path)").json()
+        #expect((1...2).contains(page[name]?.arrayValue?.count ?? 0))
+        #expect(page["has_more"] == true)
+        var (count, last) = (page[name]?.arrayValue?.count ?? 0, page)
+        while last["has_more"] == true {
+          let next = try #require(last["next"]?.intValue)
+          last = try await api.send(.get, "/sessions/\(id)/\(path)&after=\(next)").json()
+          count += last[name]?.arrayValue?.count ?? 0
+        }
+        #expect(count == 3)
+      }
     }
   }
 
@@ -142,6 +164,31 @@ import Testing
     }
   }
 
+  @Test func whatAStreamBringsIsAsDescribed() async throws {
+    try await withAPI { fixture in
+      let contract = Contract(fixture.document)
+      let id = try await fixture.newSession(nil)
+      let stream = try await fixture.stream(id, key: nil)
+      var entries = await stream.entries { $0.retry != nil }
+      let path = "/sessions/\(id.lowercaseString)"
+      // Previews are for who has read what was there before.
+      for _ in 0..<100 where !entries.contains(where: { $0.event == "event_delta" }) {
+        _ = try await fixture.send(.post, path + "/messages", body: ["prompt": "Hi"])
+        entries += await stream.entries { $0.event == "turn.completed" }
+      }
+      _ = try await fixture.send(.delete, path)
+      entries += await stream.entries()
+      let messages = try entries.filter { $0.data != nil }.map { try $0.json() }
+      let types = messages.compactMap { $0["type"]?.stringValue }
+      #expect(Set(["event_delta", "agent.message"]).isSubset(of: types))
+      #expect(types.last == "session.status_terminated")
+      for message in messages {
+        #expect(contract.objections(toMessage: message) == [])
+        #expect(contract.objections(to: message, ["$ref": "#/components/schemas/StreamEvent"]) == [])
+      }
+    }
+  }
+
   @Test func theStreamOfADeletedSessionEnds() async throws {
     try await TestAPI.run { api in
       let id = try await api.newSession()
@@ -178,6 +225,17 @@ import Testing
       let next = try #require(page["next"]?.intValue)
       let rest = try await api.send(.get, "/sessions/\(id)/messages?after=\(next)").json()
       #expect(rest["messages"]?.arrayValue == Array(messages.dropFirst()))
+      // Wherever a page ends, no tool call is parted from what was said before it.
+      for limit in 2...5 {
+        var (after, all, hasMore) = (Int64(0), [JSONValue](), true)
+        while hasMore {
+          let page = try await api.send(.get, "/sessions/\(id)/messages?limit=\(limit)&after=\(after)").json()
+          all += page["messages"]?.arrayValue ?? []
+          after = try #require(page["next"]?.intValue)
+          hasMore = page["has_more"] == true
+        }
+        #expect(all == messages, "\(limit)")
+      }
     }
   }
 

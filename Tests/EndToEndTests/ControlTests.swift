@@ -179,6 +179,11 @@ import Testing
       let id = try await stack.createSession(["permission_mode": "ask"])
       let message = Task { try await stack.say("fake:asks 6", to: id) }
       let approvals = try await stack.pendingApprovals(id, count: 6)
+      let first = try await stack.get("/sessions/\(id)/approvals?limit=4").json
+      #expect(first["has_more"] == true && first["count"] == 4)
+      let rest = try await stack.get("/sessions/\(id)/approvals?after=\(first["next"]?.stringValue ?? "")").json
+      #expect(rest["has_more"] == false)
+      #expect((first["approvals"]?.arrayValue ?? []) + (rest["approvals"]?.arrayValue ?? []) == approvals)
       let outcomes = try await withThrowingTaskGroup(of: (Int, Int).self) { group in
         for (index, approval) in approvals.enumerated() {
           for decision: JSONValue in ["allow", "deny"] {

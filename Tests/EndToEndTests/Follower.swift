@@ -72,6 +72,7 @@ final class Follower: Sendable {
           let data = fields.first(where: { $0.hasPrefix("data: ") })?.dropFirst(6)
         else { continue }
         let entry = Entry(try JSONValue(parsing: data.utf8))
+        Stack.holdToContract(entry.json)
         guard String(entry.sequence) == id else { throw Stack.Failure("id \(id) of event \(entry.sequence)") }
         state.withLock { $0.seen.append(entry) }
       }

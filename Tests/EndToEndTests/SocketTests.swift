@@ -329,7 +329,7 @@ extension Stack {
     return SocketClient(
       try await RawWebSocket.open(
         RawConnection(port: nginx.port, receiveBuffer: receiveBuffer), path: "/sessions/\(session)/ws\(query)",
-        headers: headers))
+        headers: headers), onMessage: Self.holdToContract)
   }
 
   /// Runs claude-api-server keys.

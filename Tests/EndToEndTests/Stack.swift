@@ -263,6 +263,14 @@ final class Stack: Sendable {
     return answer
   }
 
+  /// Holds what a stream or a socket has brought against the OpenAPI document.
+  static func holdToContract(_ message: JSONValue) {
+    guard let contract = contract.withLock({ $0 }) else { return }
+    for objection in contract.objections(toMessage: message) {
+      Issue.record("Not as the OpenAPI document has it: \(objection)")
+    }
+  }
+
   /// What the running version says of itself, against which every answer is held: that of the first system, since it is
   /// the same for all.
   private static let contract = Mutex<Contract?>(nil)

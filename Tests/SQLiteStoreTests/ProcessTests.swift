@@ -1,6 +1,7 @@
 import Foundation
 import GRDB
 import SQLiteStore
+import SessionStoreContract
 import Sessions
 import Testing
 
@@ -78,15 +79,15 @@ import Testing
     // Each end of a turn is in the books, and nothing else is.
     var ended: Int64 = 0
     for session in try await store.sessions(SessionQuery(owner: "k")).sessions {
-      ended += Int64(try await store.turns(of: session.id, after: 0, limit: .max, states: [.completed]).count)
+      ended += Int64(try await store.turns(of: session.id, in: [.completed]).count)
     }
     let books = try await store.usage(of: "k", at: .now())
     #expect(books.costThisMonth == ended * KeyLimit.dollar / 100, "seed \(seed)")
     for (session, entry) in acknowledged {
-      let log = try await store.events(of: session, after: 0, limit: .max, types: nil)
+      let log = try await store.log(of: session)
       #expect(log.map(\.sequence) == log.indices.map { Int64($0 + 1) }, "seed \(seed)")
       #expect(Int64(log.count) >= entry.sequence, "seed \(seed)")
-      let turns = try await store.turns(of: session, after: 0, limit: .max, states: nil)
+      let turns = try await store.turns(of: session)
       #expect(turns.map(\.number) == turns.indices.map { $0 + 1 })
       let byID = Dictionary(uniqueKeysWithValues: turns.map { ($0.id, $0) })
       for (id, said) in entry.turns {

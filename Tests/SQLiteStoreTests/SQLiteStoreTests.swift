@@ -32,7 +32,7 @@ import Testing
       store = try await reopen(path)
       #expect(try await store.session(session.id) == session)
       #expect(try await store.turn(turn.id) == turn)
-      #expect(try await store.events(of: session.id, after: 0, limit: 10, types: nil) == events)
+      #expect(try await store.events(of: session.id, after: 0, limit: 10, types: nil).items == events)
       let again = try await store.createSession(session, firstTurn: new, events: [event], idempotency: claim)
       #expect(again == .replayed(session, firstTurn: turn))
       let running = try await store.startTurn(turn.id, at: .now()).turn
@@ -200,7 +200,8 @@ import Testing
               let new = NewEvent(type: "w\(writer)", processedAt: .now(), payload: #"{"n":\#(number)}"#)
               let event = try #require(try await store.appendEvents([new], to: session).first)
               // Whoever has been told of it finds it.
-              #expect(try await store.events(of: session, after: event.sequence - 1, limit: 1, types: nil) == [event])
+              let page = try await store.events(of: session, after: event.sequence - 1, limit: 1, types: nil)
+              #expect(page.items == [event])
             }
           }
         }
@@ -221,7 +222,7 @@ import Testing
       }
       let reopened = try await reopen(configuration.path)
       for (index, session) in sessions.enumerated() {
-        let log = try await reopened.events(of: session.id, after: 0, limit: .max, types: nil)
+        let log = try await reopened.log(of: session.id)
         #expect(log.map(\.sequence) == Array(1...400))
         for writer in [index, index + 3] {
           #expect(log.filter { $0.type == "w\(writer)" }.map(\.payload) == (0..<200).map { #"{"n":\#($0)}"# })
@@ -312,7 +313,7 @@ import Testing
       try file.close()
       let error = await #expect(throws: SessionStoreError.self) {
         try await withReopened(path) { store in
-          _ = try await store.events(of: session, after: 0, limit: .max, types: nil)
+          _ = try await store.log(of: session)
         }
       }
       #expect(error == .corrupt(path: path))
@@ -390,10 +391,10 @@ import Testing
             NewTurn(sessionID: session.id, prompt: payload, createdAt: .now()), events: pair)
         }
       }
-      let log = try await store.events(of: filler.id, after: 0, limit: .max, types: nil)
+      let log = try await store.log(of: filler.id)
       #expect(log.map(\.sequence) == (0..<appended).map { Int64($0 + 1) })
       // Of the message that didn't fit there is no part.
-      let turns = try await store.turns(of: session.id, after: 0, limit: .max, states: nil)
+      let turns = try await store.turns(of: session.id)
       #expect(try await store.lastSequence(of: session.id) == Int64(turns.count * 2))
 
       // Room is made, and everything works again.

@@ -17,7 +17,7 @@ let approvalCases: [ContractCase] = [
     #expect(try await store.addApproval(approval, events: makeEvents("ask")).count == 1)
   }
   #expect(try await store.approval(approvals[1].id) == approvals[1])
-  #expect(try await store.approvals(of: session.id, states: nil) == approvals)
+  #expect(try await store.approvals(of: session.id, after: nil, limit: 100, states: nil).items == approvals)
   await expect(.alreadyExists("Approval \(approvals[0].id.lowercaseString)")) {
     try await store.addApproval(approvals[0], events: makeEvents("ask"))
   }
@@ -39,9 +39,10 @@ let approvalCases: [ContractCase] = [
   #expect(late == .alreadyResolved(expected))
   #expect(try await store.approval(approvals[1].id) == expected)
   #expect(try await store.lastSequence(of: session.id) == 4)
-  let pending = try await store.approvals(of: session.id, states: [.pending])
+  let pending = try await store.approvals(of: session.id, after: nil, limit: 100, states: [.pending]).items
   #expect(pending == [approvals[0], approvals[2]])
-  #expect(try await store.approvals(of: session.id, states: [.allowed, .denied]) == [expected])
+  #expect(
+    try await store.approvals(of: session.id, after: nil, limit: 100, states: [.allowed, .denied]).items == [expected])
 }
 
 @Sendable private func onlyARunningTurnOfTheSameSessionCanAsk(_ store: any SessionStore) async throws {

@@ -9,6 +9,7 @@ let eventCases: [ContractCase] = [
   ContractCase(
     "events are read after a number, up to a limit, by type", eventsAreReadAfterANumberUpToALimitByType),
   ContractCase("a payload of a megabyte comes back", aPayloadOfAMegabyteComesBack),
+  ContractCase("a page ends with its limit, or with a megabyte", aPageEndsWithItsLimitOrWithAMegabyte),
 ]
 
 @Sendable private func eventsAreNumberedFrom1WithoutAGapEachSessionForItself(_ store: any SessionStore)
@@ -38,7 +39,7 @@ let eventCases: [ContractCase] = [
   let events = try await store.appendEvents(
     (1...100).map { NewEvent(type: $0 % 10 == 0 ? "ten" : "one", processedAt: time($0)) }, to: session.id)
   func read(_ after: Int64, _ limit: Int, _ types: Set<String>? = nil) async throws -> [Event] {
-    try await store.events(of: session.id, after: after, limit: limit, types: types)
+    try await store.events(of: session.id, after: after, limit: limit, types: types).items
   }
   #expect(try await read(0, 1000) == events)
   #expect(try await read(40, 20) == Array(events[40..<60]))
@@ -61,4 +62,60 @@ let eventCases: [ContractCase] = [
     [NewEvent(type: "agent.message", processedAt: time(1), payload: payload)], to: session.id)
   #expect(try await store.log(session) == events)
   #expect(events[0].payload == payload)
+}
+
+/// However many large ones there are, and whatever is asked for.
+@Sendable private func aPageEndsWithItsLimitOrWithAMegabyte(_ store: any SessionStore) async throws {
+  let session = try await store.addSession()
+  func event(_ type: String, _ bytes: Int) -> NewEvent {
+    let text = String(repeating: "x", count: bytes - 10)
+    return NewEvent(type: type, processedAt: time(1), payload: #"{"text":"\#(text)"}"#)
+  }
+  let (large, small) = (event("large", 600 << 10), event("small", 100))
+  let events = try await store.appendEvents(
+    [small, small, large, large, small, event("huge", 3 << 20)], to: session.id)
+  func read(_ after: Int64, _ limit: Int, _ types: Set<String>? = nil) async throws -> ([Int64], Bool) {
+    let page = try await store.events(of: session.id, after: after, limit: limit, types: types)
+    return (page.items.map(\.sequence), page.hasMore)
+  }
+  #expect(try await read(0, 2) == ([1, 2], true))
+  #expect(try await read(0, 10) == ([1, 2, 3, 4], true))
+  #expect(try await read(4, 10) == ([5, 6], false))
+  #expect(try await read(5, 10) == ([6], false))
+  #expect(try await read(5, 1) == ([6], false))
+  #expect(try await read(6, 10) == ([], false))
+  #expect(try await read(0, 10, ["large"]) == ([3, 4], false))
+  #expect(try await read(0, 10, ["huge"]) == ([6], false))
+  #expect(try await read(0, 3, ["small"]) == ([1, 2, 5], false))
+  #expect(try await store.log(session) == events)
+
+  let prompt = String(repeating: "p", count: 700 << 10)
+  var turns: [Turn] = []
+  for _ in 0..<3 { turns.append(try await store.addTurn(session, prompt)) }
+  let page = try await store.turns(of: session.id, after: 0, limit: 10, states: nil)
+  #expect(page.items == Array(turns.prefix(2)) && page.hasMore)
+  let last = try await store.turns(of: session.id, after: 2, limit: 1, states: nil)
+  #expect(last.items == [turns[2]] && !last.hasMore)
+
+  let running = try await store.startTurn(turns[0].id, at: time(2)).turn
+  var approvals: [Approval] = []
+  for index in 0..<4 {
+    let text = String(repeating: "x", count: index == 1 ? 2 << 20 : 10)
+    var approval = makeApproval(running)
+    approval = Approval(
+      id: approval.id, sessionID: session.id, turnID: running.id, toolName: "Bash", toolUseID: "t",
+      input: #"{"a":"\#(text)"}"#, cliRequestID: "r", createdAt: time(5), expiresAt: time(6))
+    _ = try await store.addApproval(approval, events: [])
+    approvals.append(approval)
+  }
+  let questions = try await store.approvals(of: session.id, after: nil, limit: 10, states: [.pending])
+  #expect(questions.items == Array(approvals.prefix(2)) && questions.hasMore)
+  let next = try await store.approvals(of: session.id, after: approvals[1].id, limit: 1, states: nil)
+  #expect(next.items == [approvals[2]] && next.hasMore)
+  let end = try await store.approvals(of: session.id, after: approvals[2].id, limit: 1, states: nil)
+  #expect(end.items == [approvals[3]] && !end.hasMore)
+  let other = try await store.addSession()
+  await expect(.approvalNotFound(approvals[0].id)) {
+    try await store.approvals(of: other.id, after: approvals[0].id, limit: 1, states: nil)
+  }
 }

@@ -1,5 +1,5 @@
-internal import Foundation
-internal import Sessions
+public import Foundation
+public import Sessions
 internal import Testing
 
 /// Text that a store could spoil: a NUL, characters of four bytes, a combining mark, quotes, nothing.
@@ -45,8 +45,25 @@ extension SessionStore {
     try await startTurn(addTurn(session).id, at: time(2)).turn
   }
 
-  func log(_ session: Session) async throws -> [Event] {
-    try await events(of: session.id, after: 0, limit: .max, types: nil)
+  func log(_ session: Session) async throws -> [Event] { try await log(of: session.id) }
+
+  /// All events of a session.
+  public func log(of session: UUID) async throws -> [Event] {
+    try await whole { last in try await self.events(of: session, after: last?.sequence ?? 0, limit: .max, types: nil) }
+  }
+
+  /// All turns of a session, or those in some states.
+  public func turns(of session: UUID, in states: Set<Turn.State>? = nil) async throws -> [Turn] {
+    try await whole { last in try await self.turns(of: session, after: last?.number ?? 0, limit: .max, states: states) }
+  }
+
+  private func whole<Element>(_ page: (Element?) async throws -> StorePage<Element>) async throws -> [Element] {
+    var found: [Element] = []
+    while true {
+      let next = try await page(found.last)
+      found += next.items
+      if !next.hasMore { return found }
+    }
   }
 }
 

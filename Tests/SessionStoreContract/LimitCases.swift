@@ -287,7 +287,7 @@ extension SessionStore {
     _ = try await store.finishTurn(waiting.id, TurnOutcome(state: .cancelled, finishedAt: time(4)))
   }
   #expect(try await store.usage(of: "k", at: time(4)).sessions == 1)
-  #expect(try await store.turns(of: session.id, after: 0, limit: 10, states: nil).count == 4)
+  #expect(try await store.turns(of: session.id, after: 0, limit: 10, states: nil).items.count == 4)
   // The next hour, and the next day, begin at nothing.
   let later = time(86_400)
   _ = try await store.add(

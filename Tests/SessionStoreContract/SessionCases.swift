@@ -76,7 +76,7 @@ let sessionCases: [ContractCase] = [
   await expect(.sessionNotFound(id)) { try await store.events(of: id, after: 0, limit: 1, types: nil) }
   await expect(.sessionNotFound(id)) { try await store.lastSequence(of: id) }
   await expect(.sessionNotFound(id)) { try await store.turns(of: id, after: 0, limit: 1, states: nil) }
-  await expect(.sessionNotFound(id)) { try await store.approvals(of: id, states: nil) }
+  await expect(.sessionNotFound(id)) { try await store.approvals(of: id, after: nil, limit: 1, states: nil) }
   await expect(.sessionNotFound(id)) {
     try await store.enqueueTurn(NewTurn(sessionID: id, prompt: "x", createdAt: time(0)))
   }

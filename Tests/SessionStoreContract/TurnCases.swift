@@ -24,15 +24,15 @@ let turnCases: [ContractCase] = [
   #expect(turns.map(\.number) == [1, 1, 2, 2, 3, 3])
   #expect(try await store.unfinishedTurns() == turns)
   let ofFirst = [turns[0], turns[2], turns[4]]
-  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: nil) == ofFirst)
-  #expect(try await store.turns(of: sessions[0].id, after: 1, limit: 1, states: nil) == [turns[2]])
-  #expect(try await store.turns(of: sessions[0].id, after: 3, limit: 10, states: nil).isEmpty)
-  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: -1, states: nil).isEmpty)
+  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: nil).items == ofFirst)
+  #expect(try await store.turns(of: sessions[0].id, after: 1, limit: 1, states: nil).items == [turns[2]])
+  #expect(try await store.turns(of: sessions[0].id, after: 3, limit: 10, states: nil).items.isEmpty)
+  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: -1, states: nil).items.isEmpty)
   _ = try await store.startTurn(turns[0].id, at: time(5))
-  let queued = try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: [.queued])
+  let queued = try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: [.queued]).items
   #expect(queued == [turns[2], turns[4]])
-  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: []).isEmpty)
-  let both = try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: [.queued, .running])
+  #expect(try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: []).items.isEmpty)
+  let both = try await store.turns(of: sessions[0].id, after: 0, limit: 10, states: [.queued, .running]).items
   #expect(both.count == 3)
 }
 

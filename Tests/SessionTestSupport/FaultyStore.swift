@@ -158,7 +158,7 @@ public final class FaultyStore: SessionStore {
 
   public func turns(
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
-  ) async throws(SessionStoreError) -> [Turn] {
+  ) async throws(SessionStoreError) -> StorePage<Turn> {
     try await base.turns(of: sessionID, after: after, limit: limit, states: states)
   }
 
@@ -172,7 +172,7 @@ public final class FaultyStore: SessionStore {
 
   public func events(
     of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-  ) async throws(SessionStoreError) -> [Event] {
+  ) async throws(SessionStoreError) -> StorePage<Event> {
     try await base.events(of: sessionID, after: after, limit: limit, types: types)
   }
 
@@ -187,9 +187,9 @@ public final class FaultyStore: SessionStore {
   public func approval(_ id: UUID) async throws(SessionStoreError) -> Approval { try await base.approval(id) }
 
   public func approvals(
-    of sessionID: UUID, states: Set<Approval.State>?
-  ) async throws(SessionStoreError) -> [Approval] {
-    try await base.approvals(of: sessionID, states: states)
+    of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
+  ) async throws(SessionStoreError) -> StorePage<Approval> {
+    try await base.approvals(of: sessionID, after: after, limit: limit, states: states)
   }
 
   public func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage {

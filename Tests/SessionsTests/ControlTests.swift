@@ -7,7 +7,7 @@ import Testing
 
 @Suite struct ControlTests {
   private func logTypes(_ service: SessionService, _ id: UUID) async throws -> [String] {
-    try await service.events(of: id, after: 0, limit: 1000).map(\.type)
+    try await service.events(of: id, after: 0, limit: 1000).items.map(\.type)
   }
 
   private func waitUntil(_ condition: () async throws -> Bool) async throws {
@@ -19,8 +19,8 @@ import Testing
   }
 
   private func pending(_ service: SessionService, _ id: UUID, count: Int = 1) async throws -> [Approval] {
-    try await waitUntil { try await service.approvals(of: id, states: [.pending]).count == count }
-    return try await service.approvals(of: id, states: [.pending])
+    try await waitUntil { try await service.approvals(of: id, states: [.pending]).items.count == count }
+    return try await service.approvals(of: id, states: [.pending]).items
   }
 
   // MARK: Interrupt
@@ -152,7 +152,7 @@ import Testing
       _ = try await service.decide(approvals[2].id, of: id, ApprovalVerdict(.deny, message: "no"))
       _ = try await service.decide(
         approvals[0].id, of: id, ApprovalVerdict(.allow, updatedInput: ["command": "other"]))
-      #expect(try await service.approvals(of: id, states: [.pending]).map(\.id) == [approvals[1].id])
+      #expect(try await service.approvals(of: id, states: [.pending]).items.map(\.id) == [approvals[1].id])
       _ = try await service.decide(approvals[1].id, of: id, ApprovalVerdict(.allow))
       #expect(try await service.outcome(of: turn).result == #"allow {"command":"other"}, allow -, deny no"#)
       let types = try await logTypes(service, id)
@@ -177,7 +177,7 @@ import Testing
           try await service.outcome(of: turn).result
             == (["allow -", "allow -"] + Array(repeating: denial, count: 3)).joined(separator: ", "))
         // What was denied for that left nothing behind, and the next turn may ask again.
-        #expect(try await service.approvals(of: id).count == 2)
+        #expect(try await service.approvals(of: id).items.count == 2)
         #expect(try await logTypes(service, id).count { $0 == "approval.requested" } == 2)
       })
   }
@@ -190,7 +190,7 @@ import Testing
         let id = try await service.create(NewSession()).session.id
         let turn = try await service.outcome(of: try await service.send("go", to: id))
         #expect(turn.result?.hasPrefix("deny Nobody") == true)
-        let approval = try #require(try await service.approvals(of: id).first)
+        let approval = try #require(try await service.approvals(of: id).items.first)
         #expect(approval.state == .expired)
         await #expect(throws: SessionServiceError.approvalResolved(approval)) {
           try await service.decide(approval.id, of: id, ApprovalVerdict(.allow))
@@ -253,7 +253,7 @@ import Testing
       let verdict = ApprovalVerdict(.allow, updatedInput: ["command": "touch c"], remember: true)
       _ = try await service.decide(approval.id, of: id, verdict)
       #expect(try await service.outcome(of: turn).state == .completed)
-      #expect(try await service.approvals(of: id).count == 1)
+      #expect(try await service.approvals(of: id).items.count == 1)
       #expect(try await logTypes(service, id).contains("approval.remembered"))
       // The other call's input is its own.
       guard case .allow(["command": "touch c"], let permissions?)? = answers["q1"],
@@ -400,11 +400,11 @@ import Testing
       try Self.check(fork.workspace)
       try Data("changed".utf8).write(to: URL(filePath: source + "/deep/file"))
       try Self.check(fork.workspace)
-      let events = try await service.events(of: fork.id, after: 0, limit: 100)
+      let events = try await service.events(of: fork.id, after: 0, limit: 100).items
       #expect(events.map(\.type) == ["session.forked", "user.message", "agent.message"])
       #expect(events.map(\.sequence) == [1, 2, 3])
       _ = try await service.outcome(of: try await service.send("on", to: fork.id))
-      #expect(try await service.turns(of: fork.id, after: 0, limit: 10).map(\.number) == [1])
+      #expect(try await service.turns(of: fork.id, after: 0, limit: 10).items.map(\.number) == [1])
       try await service.delete(id)
       try Self.check(fork.workspace)
       await #expect(throws: SessionServiceError.sessionNotFound) { try await service.fork(id) }

@@ -60,6 +60,29 @@ import Testing
     #expect(numbers(try await stream.next()) == [451])
   }
 
+  /// Of a large backlog only a little is read at a time, and nothing is left out.
+  @Test func aBacklogOfLargeEventsIsReadInSmallPages() async throws {
+    let fixture = try await Fixture()
+    let payload = #"{"text":"\#(String(repeating: "x", count: 600 << 10))"}"#
+    for type in ["agent.message", "other", "agent.message", "agent.message", "other", "agent.message"] {
+      let event = NewEvent(type: type, processedAt: .now(), payload: payload)
+      _ = try await fixture.store.appendEvents([event], to: fixture.session)
+    }
+    for (types, expected) in [(nil, [1, 2, 3, 4, 5, 6]), (["agent.message"], [1, 3, 4, 6])]
+      as [(Set<String>?, [Int64])]
+    {
+      var stream = fixture.stream(types: types)
+      defer { stream.close() }
+      var seen: [Int64] = []
+      while seen.count < expected.count {
+        let part = numbers(try await stream.next())
+        #expect(part.count <= 2)
+        seen += part
+      }
+      #expect(seen == expected)
+    }
+  }
+
   @Test func whatIsPublishedWhileTheBacklogIsReadComesOnce() async throws {
     let fixture = try await Fixture()
     try await fixture.append(count: 2)
@@ -84,7 +107,7 @@ import Testing
 
     func events(
       of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-    ) async throws(SessionStoreError) -> [Event] {
+    ) async throws(SessionStoreError) -> StorePage<Event> {
       let events = try await fixture.store.events(of: sessionID, after: after, limit: limit, types: types)
       let mayIntrude = isFirst.withLock { isFirst in
         defer { isFirst = false }

@@ -142,7 +142,7 @@ import Testing
       try await poll { store.failures(of: .appendEvents) >= 3 }
       store.fail(.appendEvents, with: nil)
       #expect(try await service.outcome(of: turn).state == .completed)
-      let said = try await service.events(of: id, after: 0, limit: 100).filter { $0.type == "agent.message" }
+      let said = try await service.events(of: id, after: 0, limit: 100).items.filter { $0.type == "agent.message" }
       let texts = try said.map { try JSONValue(parsing: $0.payload.utf8)["message_id"]?.stringValue }
       #expect(texts == ["m1", "m2", "m3", "m4", "m5"])
     }
@@ -165,7 +165,7 @@ import Testing
       _ = try await service.interrupt(id, patience: .milliseconds(1))
       store.fail(.appendEvents, with: nil)
       #expect(try await service.outcome(of: turn).state == .interrupted)
-      let types = try await service.events(of: id, after: 0, limit: 100).map(\.type)
+      let types = try await service.events(of: id, after: 0, limit: 100).items.map(\.type)
       #expect(
         types.filter { $0.hasPrefix("span") || $0.hasPrefix("agent") || $0.hasPrefix("turn.") } == [
           "turn.queued", "span.model_request_start", "agent.message", "span.model_request_end", "turn.interrupted",
@@ -271,10 +271,10 @@ import Testing
       let turn = try await service.send("Hi", to: id)
       try await poll { store.failures(of: .resolveApproval) >= 2 }
       #expect(answers["q1"] == nil)
-      #expect(try await service.approvals(of: id).map(\.state) == [.pending])
+      #expect(try await service.approvals(of: id).items.map(\.state) == [.pending])
       store.fail(.resolveApproval, with: nil)
       _ = try await service.outcome(of: turn)
-      #expect(try await service.approvals(of: id).map(\.state) == [.expired])
+      #expect(try await service.approvals(of: id).items.map(\.state) == [.expired])
       guard case .deny = answers["q1"] else { return #expect(Bool(false), "it was not denied") }
     }
   }

@@ -84,8 +84,27 @@ import Testing
       #expect(refused.state == .failed && refused.failure?.code == "key_revoked")
       #expect(try await service.outcome(of: other).result == "Echo: third")
       #expect(runner.prompts == ["long", "third"])
-      let types = try await service.events(of: id, after: 0, limit: 100).filter { $0.turnID == waiting.id }.map(\.type)
+      let types = try await service.events(of: id, after: 0, limit: 100).items.filter { $0.turnID == waiting.id }.map(
+        \.type)
       #expect(types == ["user.message", "turn.queued", "session.error", "session.status_idle", "turn.failed"])
+    }
+  }
+
+  @Test(.timeLimit(.minutes(1))) func whatAnAgentLeavesRunningEndsWithTheKey() async throws {
+    let keys = Keys("a", "b")
+    let runner = ScriptedRunner(keepsProcesses: true)
+    try await withService(
+      runner: runner, limits: KeyLimitPolicy(keys: keys), configure: { $0.restInterval = .milliseconds(20) }
+    ) { service in
+      var sessions: [UUID] = []
+      for key in ["a", "b"] {
+        let id = try await service.create(NewSession(owner: key)).session.id
+        _ = try await service.outcome(of: service.send("Hi", to: id, owner: key))
+        sessions.append(id)
+      }
+      keys.change("a") { $0.revokedAt = .now() }
+      try await poll { await !runner.hasProcess(sessions[0]) }
+      #expect(await runner.hasProcess(sessions[1]))
     }
   }
 

@@ -13,7 +13,7 @@ import Testing
     try await withService { service in
       let session = try await service.create(NewSession()).session
       let turn = try await service.outcome(of: service.send("Hi", to: session.id))
-      let events = try await service.events(of: session.id, after: 0, limit: 100)
+      let events = try await service.events(of: session.id, after: 0, limit: 100).items
       #expect(
         events.map(\.type) == [
           "user.message", "turn.queued", "session.status_running", "span.model_request_start", "agent.message",
@@ -54,7 +54,7 @@ import Testing
       gate.open()
       #expect(try await service.outcome(of: last).result == "Echo: third")
       #expect(runner.prompts == ["long", "third"])
-      let events = try await service.events(of: id, after: 0, limit: 100).filter { $0.turnID == waiting.id }
+      let events = try await service.events(of: id, after: 0, limit: 100).items.filter { $0.turnID == waiting.id }
       #expect(events.map(\.type) == ["user.message", "turn.queued", "turn.cancelled"])
     }
   }
@@ -186,7 +186,7 @@ import Testing
     _ = try await store.createSession(session, firstTurn: turn)
     _ = try await store.startTurn(turn.id, at: .now())
     try await withService(store: store) { service in
-      let events = try await service.events(of: session.id, after: 0, limit: 10)
+      let events = try await service.events(of: session.id, after: 0, limit: 10).items
       #expect(events.map(\.type) == ["session.error", "session.status_idle", "turn.interrupted"])
     }
   }

@@ -83,6 +83,16 @@ public struct Contract: Sendable {
     return reference.split(separator: "/").dropFirst().reduce(document) { $0[String($1)] ?? .null }
   }
 
+  /// What is wrong with something that a stream or a socket brings, whose `type` names its schema.
+  public func objections(toMessage message: JSONValue) -> [String] {
+    let type = message["type"]?.stringValue ?? ""
+    let schemas = document["components"]?["schemas"]
+    guard let schema = ["event", "stream", "socket"].lazy.compactMap({ schemas?["\($0).\(type)"] }).first else {
+      return ["\(type) is not described: \(message)"]
+    }
+    return objections(to: message, schema, at: type)
+  }
+
   // MARK: Schemas
 
   private static let annotations: Set<String> = ["description", "example", "title"]

@@ -4,9 +4,12 @@ public import JSONSupport
 /// A client of a session's WebSocket that speaks JSON.
 public struct SocketClient: Sendable {
   public let raw: RawWebSocket
+  /// Given every message.
+  private let onMessage: @Sendable (JSONValue) -> Void
 
-  public init(_ raw: RawWebSocket) {
+  public init(_ raw: RawWebSocket, onMessage: @escaping @Sendable (JSONValue) -> Void = { _ in }) {
     self.raw = raw
+    self.onMessage = onMessage
   }
 
   public func send(_ json: JSONValue) async throws { try await raw.send(json.description) }
@@ -15,7 +18,10 @@ public struct SocketClient: Sendable {
   public func next() async throws -> JSONValue {
     while let frame = try await raw.next() {
       switch frame.opcode {
-      case 1: return try JSONValue(parsing: frame.payload)
+      case 1:
+        let message = try JSONValue(parsing: frame.payload)
+        onMessage(message)
+        return message
       case 8:
         try await raw.send(raw: RawWebSocket.bytes(8, frame.payload.prefix(2)))
         return ["closed": .int(Int64(frame.closeCode ?? 0))]

@@ -159,7 +159,7 @@ struct Content: Sendable {
       [
         .optional("id", .string("The event's number. Previews have none.")),
         .optional("event", .string("The event's type.")),
-        .optional("data", .string("The event as JSON.")),
+        .optional("data", .reference("StreamEvent", "The event as JSON.").asText),
         .optional("retry", .anything("Milliseconds, at the beginning.")),
       ], others: .anything))
 }

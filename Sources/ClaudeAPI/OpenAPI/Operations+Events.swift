@@ -16,10 +16,14 @@ extension Operation {
       .get, "/sessions/{session_id}/events", "listEvents", .events,
       "A page of the log as JSON or, with `Accept: text/event-stream`, all of it and then what happens, without a gap or "
         + "a repetition. A reader who comes back with `Last-Event-ID` misses nothing, also after a restart of the "
-        + "server. A browser's `EventSource` works against it. A comment comes every 15 s.",
+        + "server. A browser's `EventSource` works against it where no key is needed, which it can't send; with keys use "
+        + "`fetch`, or the WebSocket. A comment comes every 15 s.",
       query: [
         Parameter("after", .afterEvent, example: 17),
-        Parameter("limit", .integer("Events of a page; a stream has none.", in: 1...1000), example: 100),
+        Parameter(
+          "limit",
+          .integer("Events of a page, at most; large ones make a page end sooner. A stream has none.", in: 1...1000),
+          example: 100),
         .eventTypes, .deltas,
         Parameter("stream", .boolean("A stream or a page, in place of `Accept`."), example: false),
       ],
@@ -42,7 +46,8 @@ extension Operation {
       .get, "/sessions/{session_id}/ws", "openWebSocket", .events,
       "The same events with the same cursor as messages of a WebSocket, and from the client `message`, `interrupt`, "
         + "`approval` and `ping`. With HTTP/1.1's upgrade only; the key comes as with other requests or, from a browser, "
-        + "as the first message: `{\"type\": \"authenticate\", \"key\": \"…\"}`.",
+        + "as the first message: `{\"type\": \"authenticate\", \"key\": \"…\"}`. What the server says is a `SocketMessage` "
+        + "in each message.",
       query: [Parameter("after", .afterEvent, example: 17), .eventTypes, .deltas],
       headers: [.lastEventID],
       answers: [Answer(101, "The connection is a WebSocket now.")],
@@ -68,19 +73,29 @@ extension Operation {
       problems: [.nothingRuns]),
     Operation(
       .get, "/sessions/{session_id}/approvals", "listApprovals", .control,
-      query: [Parameter("state", .choice(Approval.State.self), example: "pending")],
+      query: [
+        Parameter("state", .choice(Approval.State.self), example: "pending"),
+        Parameter("after", .uuid("The approval after which to begin."), example: .string(Examples.approvalID)),
+        Parameter("limit", .integer("Approvals of a page, at most.", in: 1...200), example: 50),
+      ],
       answers: [
         Answer(
-          200, "The approvals, the oldest first.",
+          200, "A page of the approvals, the oldest first.",
           .json(
             .object(
               nil,
               [
                 .required("approvals", .array(.reference("Approval"))),
-                .required("count", .integer(in: 0...Int64.max)),
-              ]), example: ["approvals": [Examples.approval], "count": 1]),
+                .required("count", .integer("Of those that are listed.", in: 0...Int64.max)),
+                .required("has_more", .boolean()),
+                .required("next", .uuid("The `after` of the next page; null if there is no approval.").orNull),
+              ]),
+            example: [
+              "approvals": [Examples.approval], "count": 1, "has_more": false, "next": .string(Examples.approvalID),
+            ]),
           tells: ["approval_id": "$response.body#/approvals/0/id"])
-      ]),
+      ],
+      problems: [.approvalNotFound]),
     Operation(
       .get, "/sessions/{session_id}/approvals/{approval_id}", "getApproval", .control,
       answers: [Answer(200, "The approval.", .json(.reference("Approval"), example: Examples.approval))]),

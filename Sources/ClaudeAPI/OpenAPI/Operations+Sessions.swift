@@ -235,7 +235,7 @@ extension Operation {
       "What was said, without the machinery.",
       query: [
         Parameter("after", .afterEvent, example: 17),
-        Parameter("limit", .integer("Events that are read for a page.", in: 1...1000), example: 100),
+        Parameter("limit", .integer("Events that are read for a page, at most.", in: 1...1000), example: 100),
       ],
       answers: [
         Answer(
@@ -262,7 +262,8 @@ extension Operation {
       .get, "/sessions/{session_id}/turns", "listTurns", .messages,
       query: [
         Parameter("after", .integer("The number of a turn.", in: 0...Int64(Int32.max)), example: 2),
-        Parameter("limit", .integer("Turns of a page.", in: 1...200), example: 50),
+        Parameter(
+          "limit", .integer("Turns of a page, at most; large ones make a page end sooner.", in: 1...200), example: 50),
       ],
       answers: [
         Answer(

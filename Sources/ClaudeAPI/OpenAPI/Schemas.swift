@@ -8,7 +8,7 @@ enum Schemas {
     "Usage": usage, "Approval": approval, "ConversationEntry": conversationEntry, "DirectoryListing": listing,
     "Share": share, "ReadinessCheck": readinessCheck, "Limit": limit, "KeyUsage": keyUsage, "McpServers": mcpServers,
     "Event": event,
-  ].merging(eventTypes) { first, _ in first }
+  ].merging(eventTypes) { first, _ in first }.merging(streamTypes) { first, _ in first }
 
   // MARK: Problems
 

@@ -55,7 +55,7 @@ public final class EventStream: Sendable {
   private let hub: EventHub
   private let lease: StreamPlaces.Lease?
 
-  /// Events that are read from the store at a time.
+  /// Events that are read from the store at a time, at most.
   private static let pageSize = 200
 
   /// - Parameter lease: the stream's place among all streams, which it keeps as long as it is there.
@@ -70,7 +70,7 @@ public final class EventStream: Sendable {
   }
 
   /// Events of the log after one of them, and how far it was looked through.
-  private func page(after: Int64) async -> Result<([Event], Int64), SessionStoreError> {
+  private func page(after: Int64) async -> Result<(StorePage<Event>, Int64), SessionStoreError> {
     do throws(SessionStoreError) {
       // With a choice of types the page doesn't tell how far the log has been looked through; this does.
       let seen = selection.types == nil ? after : try await log.lastSequence(of: session)
@@ -122,20 +122,20 @@ public final class EventStream: Sendable {
       let (stream, after) = (stream, last)
       // In a task of its own: what a read of the store takes, this one would keep for as long as the stream lasts.
       let page = await Task { await stream.page(after: after) }.value
-      let (events, seen): ([Event], Int64)
+      let (found, seen): (StorePage<Event>, Int64)
       do throws(SessionStoreError) {
-        (events, seen) = try page.get()
+        (found, seen) = try page.get()
       } catch {
         guard case .sessionNotFound = error else { throw error }
         ending = .terminated
         return [.terminated(stream.session)]
       }
-      last = events.last?.sequence ?? last
-      if events.count < EventStream.pageSize {
+      last = found.items.last?.sequence ?? last
+      if !found.hasMore {
         last = max(last, seen)
         isBehind = !reader.goLive()
       }
-      return selected(events.lazy.map { EventFrame($0) })
+      return selected(found.items.lazy.map { EventFrame($0) })
     }
 
     private mutating func readLive() async -> [EventFrame] {

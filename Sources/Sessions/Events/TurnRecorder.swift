@@ -46,6 +46,9 @@ final class TurnRecorder: Sendable {
     await append(output.events)
   }
 
+  /// Returns when an event is in the store that isn't the agent's own. To be called between its messages.
+  func record(_ event: NewEvent) async { await append([event]) }
+
   /// Closes what the agent left open. To be called when the turn is over, be it while a message is being recorded.
   func finish() async {
     await state.withLock { $0.retry }?.value

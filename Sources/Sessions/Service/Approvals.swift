@@ -99,28 +99,30 @@ actor ApprovalDesk {
   }
 
   /// Takes a message for which ``concerns(_:)`` is true.
-  func receive(_ message: JSONValue, _ turn: Turn) async {
+  ///
+  /// - Parameter recorder: that of the turn.
+  func receive(_ message: JSONValue, _ turn: Turn, _ recorder: TurnRecorder) async {
     let requestID = message["request_id"]?.stringValue ?? ""
     if message["type"]?.stringValue == "control_cancel_request" {
       await withdraw(requestID, turn)
     } else {
-      await ask(requestID, message["request"] ?? [:], turn)
+      await ask(requestID, message["request"] ?? [:], turn, recorder)
     }
   }
 
-  private func ask(_ requestID: String, _ request: JSONValue, _ turn: Turn) async {
+  private func ask(
+    _ requestID: String, _ request: JSONValue, _ turn: Turn, _ recorder: TurnRecorder
+  ) async {
     let session = turn.sessionID
     let rules = Self.rules(for: request)
     if let earlier = remembered[session]?.last(where: { $0.turn == turn.id && $0.rules == rules }) {
-      await record(
-        [
-          NewEvent(
-            "approval.remembered", turn: turn.id, at: .now(),
-            [
-              "approval_id": .string(earlier.approval.lowercaseString),
-              "tool_use_id": request["tool_use_id"] ?? nil, "decision": .string(earlier.verdict.decision.rawValue),
-            ])
-        ], session)
+      await recorder.record(
+        NewEvent(
+          "approval.remembered", turn: turn.id, at: .now(),
+          [
+            "approval_id": .string(earlier.approval.lowercaseString),
+            "tool_use_id": request["tool_use_id"] ?? nil, "decision": .string(earlier.verdict.decision.rawValue),
+          ]))
       // The input that a client gave in place of another call's is that call's alone.
       var verdict = earlier.verdict
       verdict.updatedInput = nil
@@ -257,15 +259,6 @@ actor ApprovalDesk {
     } catch {
       pending[approval.id]?.isResolving = false
       throw error
-    }
-  }
-
-  private func record(_ events: [NewEvent], _ session: UUID) async {
-    do throws(SessionStoreError) {
-      hub.publish(try await store.appendEvents(events, to: session))
-    } catch {
-      logger.error(
-        "Events could not be stored", metadata: ["session": "\(session.lowercaseString)", "error": "\(error)"])
     }
   }
 

@@ -10,13 +10,13 @@ import Workspaces
 /// Looks after sessions between their turns, as long as they have a process: what an agent has left running may write
 /// files and use the model, and no turn is there to be stopped.
 ///
-/// The processes of a session that holds more than it may, whose key has used up a budget, or that leaves too little of
-/// the disk, are ended; the conversation goes on with the next message.
+/// The processes of a session that holds more than it may, whose key has used up a budget or isn't good any more, or that
+/// leaves too little of the disk, are ended; the conversation goes on with the next message.
 actor RestingSessions {
   private let runner: any TurnRunner
   private let workspaces: Workspaces
   private let interval: Duration
-  private let hasBudget: @Sendable (_ key: String) async -> Bool
+  private let reasonToEnd: @Sendable (_ key: String) async -> String?
   private let logger: Logger
   /// The keys that own the sessions.
   private var sessions: [UUID: String] = [:]
@@ -26,15 +26,15 @@ actor RestingSessions {
 
   /// - Parameters:
   ///   - interval: the pause between two looks at all of them.
-  ///   - hasBudget: whether a key may still use the model.
+  ///   - reasonToEnd: why agents of a key may not go on; nil if they may.
   init(
     _ runner: any TurnRunner, workspaces: Workspaces, interval: Duration,
-    hasBudget: @escaping @Sendable (_ key: String) async -> Bool, logger: Logger
+    reasonToEnd: @escaping @Sendable (_ key: String) async -> String?, logger: Logger
   ) {
     self.runner = runner
     self.workspaces = workspaces
     self.interval = interval
-    self.hasBudget = hasBudget
+    self.reasonToEnd = reasonToEnd
     self.logger = logger
   }
 
@@ -90,6 +90,6 @@ actor RestingSessions {
         "A session at rest could not be looked at",
         metadata: ["session": "\(session.lowercaseString)", "error": "\(error)"])
     }
-    return await hasBudget(key) ? nil : "budget"
+    return await reasonToEnd(key)
   }
 }

@@ -56,11 +56,13 @@ extension SessionService {
 
   // MARK: Approvals
 
-  /// Approvals of a session in the order in which the agent asked.
+  /// A page of the approvals of a session in the order in which the agent asked.
   public func approvals(
-    of id: UUID, states: Set<Approval.State>? = nil
-  ) async throws(SessionServiceError) -> [Approval] {
-    try await fromStore { () throws(SessionStoreError) in try await self.store.approvals(of: id, states: states) }
+    of id: UUID, after: UUID? = nil, limit: Int = 200, states: Set<Approval.State>? = nil
+  ) async throws(SessionServiceError) -> StorePage<Approval> {
+    try await fromStore { () throws(SessionStoreError) in
+      try await self.store.approvals(of: id, after: after, limit: limit, states: states)
+    }
   }
 
   public func approval(_ id: UUID, of session: UUID) async throws(SessionServiceError) -> Approval {
@@ -246,7 +248,7 @@ extension SessionService {
     var last: Int64 = 0
     while true {
       let page = try await events(of: id, after: last, limit: 500, types: EventLog.conversationTypes)
-      for event in page {
+      for event in page.items {
         copied.append(event)
         size += event.payload.utf8.count
       }
@@ -254,7 +256,7 @@ extension SessionService {
         size -= copied.removeFirst().payload.utf8.count
         isCut = true
       }
-      guard page.count == 500, let end = page.last else { break }
+      guard page.hasMore, let end = page.items.last else { break }
       last = end.sequence
     }
     let origin = NewEvent(

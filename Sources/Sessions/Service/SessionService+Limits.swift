@@ -29,22 +29,25 @@ extension SessionService {
     }
   }
 
-  /// Whether a key has something left of each of its budgets. One that can't be looked at is taken to have.
-  static func hasBudget(
+  /// Why what the agents of a key's sessions have left running has to end: the key isn't good any more, or nothing is
+  /// left of one of its budgets. Nil if it may go on, also where that can't be found out.
+  static func reasonToEnd(
     _ key: String, _ limits: KeyLimitPolicy, _ store: any SessionStore, _ configuration: SessionServiceConfiguration,
     _ logger: Logger
-  ) async -> Bool {
+  ) async -> String? {
     await configuration.bringUseUpToDate()
     do throws(SessionStoreError) {
+      guard try await limits.upholds(sender: key.isEmpty ? nil : key) else { return "key_revoked" }
       let maxima = try await limits.account(key).limits
       let usage = try await store.usage(of: key, at: .now())
-      return [KeyLimit.tokensPerDay, .usdPerDay, .usdPerMonth].allSatisfy { budget in
-        guard let maximum = maxima[budget], let used = usage.amount(budget) else { return true }
-        return used < maximum
+      let isUsedUp = [KeyLimit.tokensPerDay, .usdPerDay, .usdPerMonth].contains { budget in
+        guard let maximum = maxima[budget], let used = usage.amount(budget) else { return false }
+        return used >= maximum
       }
+      return isUsedUp ? "budget" : nil
     } catch {
       logger.warning("The budget of a key could not be looked at", metadata: ["key": "\(key)", "error": "\(error)"])
-      return true
+      return nil
     }
   }
 

@@ -176,7 +176,7 @@ public actor SessionService {
     workspaceLog = WorkspaceLog(store: store, hub: hub, patience: configuration.storePatience, logger: logger)
     let resting = RestingSessions(
       runner, workspaces: workspaces, interval: configuration.restInterval,
-      hasBudget: { await Self.hasBudget($0, limits, store, configuration, logger) }, logger: logger)
+      reasonToEnd: { await Self.reasonToEnd($0, limits, store, configuration, logger) }, logger: logger)
     let runner = WatchingRunner(
       runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval, resting: resting)
     self.runner = runner
@@ -472,8 +472,8 @@ public actor SessionService {
     }
   }
 
-  /// Turns of a session by number, ascending.
-  public func turns(of id: UUID, after: Int, limit: Int) async throws(SessionServiceError) -> [Turn] {
+  /// A page of the turns of a session by number, ascending.
+  public func turns(of id: UUID, after: Int, limit: Int) async throws(SessionServiceError) -> StorePage<Turn> {
     try await fromStore { () throws(SessionStoreError) in
       try await self.store.turns(of: id, after: after, limit: limit, states: nil)
     }
@@ -780,7 +780,7 @@ public actor SessionService {
         try await runner.run(request) { [approvalDesk] message in
           firstWord.listen(message)
           if ApprovalDesk.concerns(message) {
-            await approvalDesk.receive(message, turn)
+            await approvalDesk.receive(message, turn, recorder)
           } else {
             await recorder.record(message)
           }
@@ -943,10 +943,10 @@ public actor SessionService {
     EventStream(session: id, selection: selection, log: store, hub: hub, lease: lease)
   }
 
-  /// Events of a session by number, ascending, after one of them.
+  /// A page of the events of a session by number, ascending, after one of them.
   public nonisolated func events(
     of id: UUID, after: Int64, limit: Int, types: Set<String>? = nil
-  ) async throws(SessionServiceError) -> [Event] {
+  ) async throws(SessionServiceError) -> StorePage<Event> {
     do throws(SessionStoreError) {
       return try await store.events(of: id, after: after, limit: limit, types: types)
     } catch {
@@ -968,8 +968,8 @@ public actor SessionService {
     var last: Int64 = 0
     while true {
       let messages = try await events(of: turn.sessionID, after: last, limit: 200, types: ["user.message"])
-      if let message = messages.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
-      guard messages.count == 200, let next = messages.last?.sequence else { return last }
+      if let message = messages.items.first(where: { $0.turnID == turn.id }) { return message.sequence - 1 }
+      guard messages.hasMore, let next = messages.items.last?.sequence else { return last }
       last = next
     }
   }

@@ -223,10 +223,20 @@ public actor InMemorySessionStore: SessionStore {
 
   public func turns(
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
-  ) throws(SessionStoreError) -> [Turn] {
-    let matches = try entry(sessionID).turns.lazy.compactMap { self.turns[$0] }
-      .filter { $0.number > after && states?.contains($0.state) ?? true }
-    return Array(matches.prefix(max(0, limit)))
+  ) throws(SessionStoreError) -> StorePage<Turn> {
+    let turns = try entry(sessionID).turns.compactMap { self.turns[$0] }
+    return page(turns, limit) { $0.number > after && states?.contains($0.state) ?? true }
+  }
+
+  private func page<Element>(
+    _ all: [Element], _ limit: Int, where condition: (Element) -> Bool
+  ) -> StorePage<Element> {
+    var page = StorePage<Element>(limit: limit)
+    for element in all where condition(element) {
+      guard page.hasRoom() else { break }
+      page.append(element)
+    }
+    return page
   }
 
   public func unfinishedTurns() throws(SessionStoreError) -> [Turn] {
@@ -278,10 +288,8 @@ public actor InMemorySessionStore: SessionStore {
 
   public func events(
     of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-  ) throws(SessionStoreError) -> [Event] {
-    let matches = try entry(sessionID).events.lazy
-      .filter { $0.sequence > after && types?.contains($0.type) ?? true }
-    return Array(matches.prefix(max(0, limit)))
+  ) throws(SessionStoreError) -> StorePage<Event> {
+    page(try entry(sessionID).events, limit) { $0.sequence > after && types?.contains($0.type) ?? true }
   }
 
   public func lastSequence(of sessionID: UUID) throws(SessionStoreError) -> Int64 {
@@ -328,10 +336,14 @@ public actor InMemorySessionStore: SessionStore {
   }
 
   public func approvals(
-    of sessionID: UUID, states: Set<Approval.State>?
-  ) throws(SessionStoreError) -> [Approval] {
-    try entry(sessionID).approvals.compactMap { approvals[$0] }
-      .filter { states?.contains($0.state) ?? true }
+    of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
+  ) throws(SessionStoreError) -> StorePage<Approval> {
+    var ids = try entry(sessionID).approvals[...]
+    if let after {
+      guard let index = ids.firstIndex(of: after) else { throw .approvalNotFound(after) }
+      ids = ids[(index + 1)...]
+    }
+    return page(ids.compactMap { approvals[$0] }, limit) { states?.contains($0.state) ?? true }
   }
 
   // MARK: Usage

@@ -6,7 +6,7 @@
 
 /// Where the logs of sessions are read.
 public protocol EventLogReader: Sendable {
-  /// Events of a session by number, ascending.
+  /// A page of the events of a session by number, ascending.
   ///
   /// - Parameters:
   ///   - after: only numbers greater than this; 0 for all.
@@ -15,7 +15,7 @@ public protocol EventLogReader: Sendable {
   /// - Throws: `sessionNotFound`.
   func events(
     of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
-  ) async throws(SessionStoreError) -> [Event]
+  ) async throws(SessionStoreError) -> StorePage<Event>
 
   /// The number of the latest event; 0 if there is none.
   ///
@@ -116,7 +116,7 @@ public protocol SessionStore: EventLogReader {
   /// - Throws: `turnNotFound`.
   func turn(_ id: UUID) async throws(SessionStoreError) -> Turn
 
-  /// Turns of a session by number, ascending.
+  /// A page of the turns of a session by number, ascending.
   ///
   /// - Parameters:
   ///   - after: only numbers greater than this; 0 for all.
@@ -125,7 +125,7 @@ public protocol SessionStore: EventLogReader {
   /// - Throws: `sessionNotFound`.
   func turns(
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
-  ) async throws(SessionStoreError) -> [Turn]
+  ) async throws(SessionStoreError) -> StorePage<Turn>
 
   /// Queued and running turns of all sessions in the order of their acceptance.
   func unfinishedTurns() async throws(SessionStoreError) -> [Turn]
@@ -170,13 +170,16 @@ public protocol SessionStore: EventLogReader {
   /// - Throws: `approvalNotFound`.
   func approval(_ id: UUID) async throws(SessionStoreError) -> Approval
 
-  /// Approvals of a session in the order in which they were added.
+  /// A page of the approvals of a session in the order in which they were added.
   ///
-  /// - Parameter states: only approvals in these states; nil for all.
-  /// - Throws: `sessionNotFound`.
+  /// - Parameters:
+  ///   - after: only those that were added after this one of the session; nil for all.
+  ///   - limit: at most so many.
+  ///   - states: only approvals in these states; nil for all.
+  /// - Throws: `sessionNotFound`, `approvalNotFound`.
   func approvals(
-    of sessionID: UUID, states: Set<Approval.State>?
-  ) async throws(SessionStoreError) -> [Approval]
+    of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
+  ) async throws(SessionStoreError) -> StorePage<Approval>
 
   // MARK: Usage
 
