@@ -56,6 +56,13 @@ public struct API: Sendable {
     return router.buildResponder()
   }
 
+  /// What is asked before the responder.
+  public var immediateResponder: ImmediateResponder {
+    guard let files else { return { _, _, _ in nil } }
+    let immediate = ImmediateFiles(files: files, authenticator: authenticator, status: status)
+    return { immediate.answer($0, $1, $2) }
+  }
+
   /// All routes, for what must cover each of them.
   var routes: RouteTable {
     var table = RouteTable()

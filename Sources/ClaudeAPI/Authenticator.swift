@@ -35,7 +35,7 @@ struct Authenticator: Sendable {
     let secret = shown.flatMap { KeySecret($0) }
     let found = try await lookUp(secret?.id)
     guard found.hasKeys else {
-      guard !requiresKeys, isLocal(), ClientAddress.isNameOfLoopback(host) else {
+      guard isOpen(to: host, isLocal: isLocal()) else {
         throw Problem(
           .noKeys,
           requiresKeys
@@ -53,7 +53,7 @@ struct Authenticator: Sendable {
         .tooManyWrongKeys,
         "Too many wrong keys came from this address; this one was not looked at.", retryAfter: seconds)
     }
-    guard let digest, KeySecret.matches(digest, found.key), let key = found.key, key.isValid(at: .now()) else {
+    guard let digest, let key = Self.validKey(digest, found) else {
       if shown != nil { wrongKeys.noteWrong(address) }
       throw Problem(
         .unauthorized,
@@ -63,6 +63,41 @@ struct Authenticator: Sendable {
     }
     wrongKeys.note(address, good: digest)
     return Principal(key)
+  }
+
+  /// Who a client is that may read what belongs to a session, where that can be told without waiting. Nothing is told of
+  /// those who may not, and nothing noted of them: the request is then one for the methods above and below.
+  ///
+  /// - Returns: nil if it can't be told, or if it is refused.
+  func knownReader(
+    of session: Session, showing shown: String?, from address: String?, host: String?, isLocal: @autoclosure () -> Bool
+  ) -> Reader? {
+    let secret = shown.flatMap { KeySecret($0) }
+    guard let found = keys.lookUpKnownKey(secret?.id) else { return nil }
+    guard found.hasKeys else { return isOpen(to: host, isLocal: isLocal()) ? Reader(principal: nil) : nil }
+    guard let digest = secret?.digest, wrongKeys.refusal(address, digest) == nil,
+      let key = Self.validKey(digest, found)
+    else { return nil }
+    let principal = Principal(key)
+    guard principal.sees(session) else { return nil }
+    wrongKeys.note(address, good: digest)
+    return Reader(principal: principal)
+  }
+
+  /// Somebody who may read.
+  struct Reader {
+    /// Nil for a client on this machine, as long as there are no keys.
+    let principal: Principal?
+  }
+
+  /// Whether a client needs no key, as long as there are none.
+  private func isOpen(to host: String?, isLocal: Bool) -> Bool {
+    !requiresKeys && isLocal && ClientAddress.isNameOfLoopback(host)
+  }
+
+  private static func validKey(_ digest: [UInt8], _ found: APIKeyLookup) -> APIKey? {
+    guard KeySecret.matches(digest, found.key), let key = found.key, key.isValid(at: .now()) else { return nil }
+    return key
   }
 
   /// Refuses what was allowed before if it would not be allowed now: the key was revoked, rotated or has expired, or

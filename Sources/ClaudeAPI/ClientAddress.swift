@@ -27,12 +27,14 @@ enum ClientAddress {
   static func isNameOfLoopback(_ authority: String?) -> Bool {
     guard let authority, !authority.isEmpty else { return true }
     if authority.hasPrefix("[") { return authority == "[::1]" || authority.hasPrefix("[::1]:") }
-    let parts = authority.split(separator: ":", omittingEmptySubsequences: false)
+    let parts = authority.utf8.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false)
     guard parts.count <= 2 else { return false }
-    let name = parts[0].lowercased()
-    if name == "localhost" || name.hasSuffix(".localhost") { return true }
-    let numbers = name.split(separator: ".", omittingEmptySubsequences: false)
-    return numbers.count == 4 && numbers[0] == "127" && numbers.allSatisfy { UInt8($0) != nil }
+    let numbers = parts[0].split(separator: UInt8(ascii: "."), omittingEmptySubsequences: false)
+    if numbers.count == 4, numbers[0].elementsEqual("127".utf8) {
+      return numbers.allSatisfy { UInt8(Substring($0)) != nil }
+    }
+    let name = Substring(parts[0]).lowercased()
+    return name == "localhost" || name.hasSuffix(".localhost")
   }
 
   private static func isLoopback(_ address: String?) -> Bool {

@@ -13,6 +13,7 @@ import NIOCore
 final class ConnectionEnvironment: @unchecked Sendable {
   let configuration: FastCGIServerConfiguration
   let library: LibFCGI
+  let respondImmediately: ImmediateResponder
   let respond: @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
   let logger: Logger
   /// Bytes are received here first, so that a connection at rest needs no buffer.
@@ -23,11 +24,13 @@ final class ConnectionEnvironment: @unchecked Sendable {
 
   init(
     configuration: FastCGIServerConfiguration, library: LibFCGI, logger: Logger,
+    respondImmediately: @escaping ImmediateResponder,
     respond: @escaping @Sendable (Request, FastCGIRequestContextSource) async throws -> Response
   ) {
     self.configuration = configuration
     self.library = library
     self.logger = logger
+    self.respondImmediately = respondImmediately
     self.respond = respond
     receiveBuffer = .allocate(byteCount: 64 << 10, alignment: 16)
   }
@@ -238,13 +241,26 @@ actor Connection: Reactor.Handler {
     // A connection at rest holds no buffer.
     if input.readableBytes == 0 { input = ByteBuffer() }
     let number = environment.nextRequestNumber()
-    var logger = environment.logger
-    logger[metadataKey: Self.requestIDKey] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
-    let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
-    let source = FastCGIRequestContextSource(logger: logger, parameters: decoded.parameters)
     var exchange = Exchange(
       number: number, requestID: scanner.requestID, keepsConnection: scanner.keepsConnection,
       open: decoded.open)
+    func makeLogger() -> Logger {
+      var logger = environment.logger
+      logger[metadataKey: Self.requestIDKey] = .string(decoded.parameters["REQUEST_ID"] ?? String(number))
+      return logger
+    }
+    if decoded.body.readableBytes == 0,
+      let answer = environment.respondImmediately(decoded.head, decoded.parameters, makeLogger)
+    {
+      state = .answering(exchange)
+      var headers = answer.headers
+      headers[.contentLength] = String(answer.body.readableBytes)
+      let head = ByteBuffer(responseHead: answer.status, headers)
+      reactor.afterRound { self.assumeIsolated { $0.send(number, head, answer.body) } }
+      return
+    }
+    let request = Request(head: decoded.head, body: RequestBody(buffer: decoded.body))
+    let source = FastCGIRequestContextSource(logger: makeLogger(), parameters: decoded.parameters)
     // Not isolated to this actor: the handler runs on the reactor's thread all the same, and each change between the
     // two executors costs a turn in its queue.
     exchange.task = Task.detached(executorPreference: taskExecutor) { [respond = environment.respond] in
@@ -270,7 +286,7 @@ actor Connection: Reactor.Handler {
       status: status,
       headers: [.contentType: "application/problem+json", .contentLength: String(body.utf8.count)])
     var output = ByteBuffer()
-    output.writeStdout(ByteBuffer(responseHead: response), requestID: scanner.requestID)
+    output.writeStdout(ByteBuffer(responseHead: response.status, response.headers), requestID: scanner.requestID)
     output.writeStdout(ByteBuffer(string: body), requestID: scanner.requestID)
     output.writeFastCGIHeader(type: FastCGI.RecordType.stdout, requestID: scanner.requestID, contentLength: 0)
     output.writeEndRequest(requestID: scanner.requestID, status: FastCGI.ProtocolStatus.requestComplete)
@@ -287,11 +303,11 @@ actor Connection: Reactor.Handler {
     do {
       let response = try await respond(request, source)
       if request.method == .head {
-        await send(number, ByteBuffer(responseHead: response))
+        await send(number, ByteBuffer(responseHead: response.status, response.headers))
       } else if let length = response.body.contentLength, length <= Self.ordinaryAnswerBytes {
         let writer = CollectingWriter(limit: length)
         try await response.body.write(writer)
-        await send(number, ByteBuffer(responseHead: response), writer.body)
+        await send(number, ByteBuffer(responseHead: response.status, response.headers), writer.body)
       } else {
         let requestID = source.logger[metadataKey: Self.requestIDKey]
         await startStream(number, response, requestID)
@@ -301,7 +317,7 @@ actor Connection: Reactor.Handler {
       if !Task.isCancelled {
         source.logger.error("The handler failed", metadata: ["error": "\(error)"])
       }
-      await send(number, ByteBuffer(responseHead: Response(status: .internalServerError)))
+      await send(number, ByteBuffer(responseHead: .internalServerError, [:]))
     }
   }
 
@@ -315,7 +331,7 @@ actor Connection: Reactor.Handler {
     // Not detached: it goes on with the values of the handler's task.
     exchange.task = Task(executorPreference: taskExecutor) { await self.stream(number, body, requestID) }
     state = .answering(exchange)
-    sendStdout(ByteBuffer(responseHead: response), exchange.requestID)
+    sendStdout(ByteBuffer(responseHead: response.status, response.headers), exchange.requestID)
   }
 
   private nonisolated func stream(
@@ -342,8 +358,8 @@ actor Connection: Reactor.Handler {
 
   /// Sends a whole answer.
   ///
-  /// Its callers come here through the reactor's queue, and that is as well: of the requests that arrived together,
-  /// all are worked out before the first answer wakes the web server, which then finds many.
+  /// Its callers come here through the reactor's queue, or after its round, and that is as well: of the requests that
+  /// arrived together, all are worked out before the first answer wakes the web server, which then finds many.
   private func send(_ number: UInt64, _ head: ByteBuffer, _ body: ByteBuffer = ByteBuffer()) {
     guard case .answering(var exchange) = state, exchange.number == number, !exchange.isEnded else { return }
     exchange.isEnded = true
@@ -657,16 +673,16 @@ private struct BodyWriter: ResponseBodyWriter {
 
 extension ByteBuffer {
   /// The head of an answer in CGI's form (RFC 3875, section 6).
-  fileprivate init(responseHead response: Response) {
+  fileprivate init(responseHead status: HTTPResponse.Status, _ headers: HTTPFields) {
     self.init()
     reserveCapacity(256)
     writeString("Status: ")
-    writeString(String(response.status.code))
+    writeString(String(status.code))
     writeString(" ")
-    writeString(response.status.reasonPhrase)
+    writeString(status.reasonPhrase)
     writeString("\r\n")
     // HTTPField lets no line breaks into names and values, so a field can't forge another.
-    for field in response.headers {
+    for field in headers {
       writeString(field.name.rawName)
       writeString(": ")
       writeString(field.value)

@@ -24,17 +24,22 @@ public import ServiceLifecycle
 public struct FastCGIServer<Responder: HTTPResponder>: Service
 where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context: RequestContext {
   private let responder: Responder
+  private let immediateResponder: ImmediateResponder
   private let configuration: FastCGIServerConfiguration
   private let logger: Logger
   private let onListening: @Sendable () async throws -> Void
 
-  /// - Parameter onListening: runs once the socket listens and no other server can have it. Connections that come
-  ///   meanwhile wait in the backlog until it returns.
+  /// - Parameters:
+  ///   - immediateResponder: is asked before the responder.
+  ///   - onListening: runs once the socket listens and no other server can have it. Connections that come meanwhile
+  ///     wait in the backlog until it returns.
   public init(
-    responder: Responder, configuration: FastCGIServerConfiguration, logger: Logger,
+    responder: Responder, immediateResponder: @escaping ImmediateResponder = { _, _, _ in nil },
+    configuration: FastCGIServerConfiguration, logger: Logger,
     onListening: @escaping @Sendable () async throws -> Void = {}
   ) {
     self.responder = responder
+    self.immediateResponder = immediateResponder
     self.configuration = configuration
     self.logger = logger
     self.onListening = onListening
@@ -86,7 +91,7 @@ where Responder.Context.Source == FastCGIRequestContextSource, Responder.Context
 
   private func makeEnvironment() throws(FastCGIServerError) -> ConnectionEnvironment {
     ConnectionEnvironment(
-      configuration: configuration, library: try LibFCGI(), logger: logger,
+      configuration: configuration, library: try LibFCGI(), logger: logger, respondImmediately: immediateResponder,
       respond: { [responder] request, source in
         try await responder.respond(to: request, context: Responder.Context(source: source))
       })

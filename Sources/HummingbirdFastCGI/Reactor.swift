@@ -56,6 +56,7 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
 
   // Of the reactor's thread.
   private var jobs: [Job] = []
+  private var actionsAfterRound: [() -> Void] = []
   private var handlers: [(generation: UInt32, handler: any Handler)?] = []
   private var generation: UInt32 = 0
   private var timers = Heap<Timer>()
@@ -167,7 +168,8 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
         budget -= batch.count
         batch.removeAll(keepingCapacity: true)
       }
-      let count = clinux_epoll_wait(epoll, &ready, CInt(ready.count), jobs.isEmpty ? timeout() : 0)
+      let isIdle = jobs.isEmpty && actionsAfterRound.isEmpty
+      let count = clinux_epoll_wait(epoll, &ready, CInt(ready.count), isIdle ? timeout() : 0)
       // Only a closed or foreign descriptor can make this fail, which is a defect of this file.
       precondition(count >= 0, "epoll_wait failed: \(errno)")
       for report in ready.prefix(Int(count)) {
@@ -177,9 +179,17 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
           deliver(report)
         }
       }
+      let actions = exchange(&actionsAfterRound, with: [])
+      for action in actions { action() }
       fireTimers()
-      if isStopping, jobs.isEmpty { return }
+      if isStopping, jobs.isEmpty, actionsAfterRound.isEmpty { return }
     }
+  }
+
+  /// Runs `action` on the reactor's thread when all descriptors that are ready now have been looked after.
+  func afterRound(_ action: @escaping () -> Void) {
+    checkIsolated()
+    actionsAfterRound.append(action)
   }
 
   private func takePending() {

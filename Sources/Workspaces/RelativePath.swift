@@ -25,7 +25,11 @@ public struct RelativePath: Hashable, Sendable {
 
   /// Takes a path as it is in a file system. One `/` at the end is let go.
   public init(_ bytes: some Sequence<UInt8>) throws(Malformation) {
-    var bytes = Array(bytes)
+    try self.init(decoded: Array(bytes))
+  }
+
+  private init(decoded bytes: [UInt8]) throws(Malformation) {
+    var bytes = bytes
     if bytes.last == Self.separator, bytes.count > 1 { bytes.removeLast() }
     guard !bytes.isEmpty else {
       self.bytes = []
@@ -52,7 +56,7 @@ public struct RelativePath: Hashable, Sendable {
 
   /// Takes a path as it is in a URL: escapes are decoded once.
   public init(percentEncoded text: some Sequence<UInt8>) throws(Malformation) {
-    try self.init(try Self.decode(text))
+    try self.init(decoded: try Self.decode(text))
   }
 
   private static let separator = UInt8(ascii: "/")

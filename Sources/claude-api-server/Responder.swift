@@ -93,7 +93,7 @@ struct Responder {
       files: FilesAPI(service: service, workspaces: workspaces, configuration: filesConfiguration(sandbox)),
       status: monitor)
     let server = FastCGIServer(
-      responder: api.responder(),
+      responder: api.responder(), immediateResponder: api.immediateResponder,
       configuration: transportConfiguration(address, watchdog, metrics), logger: logger,
       onListening: {
         await runner.killStrays()

@@ -60,6 +60,73 @@ import Testing
     }
   }
 
+  /// What is answered before the router and the middleware is what they would answer as well.
+  @Test func aFileIsThereAtOnceOnlyForThoseWhoMayReadIt() async throws {
+    try await withAPI { fixture in
+      func id(_ owner: KeySecret?) async throws -> UUID {
+        let id = try await fixture.newSession(owner)
+        let workspace = try await fixture.api.service.session(id).workspace
+        try Data("hello".utf8).write(to: URL(filePath: workspace + "/a"))
+        return id
+      }
+      /// Whether it was answered at once, which must not be otherwise than the ordinary way.
+      func get(
+        _ session: UUID, _ key: String?, _ headers: HTTPFields = [:], from address: String = "127.0.0.1",
+        host: String = "localhost", query: String = ""
+      ) async throws -> Bool {
+        let path = "/sessions/\(session.lowercaseString)/files/a\(query)"
+        var fields = headers
+        if let key { fields[.authorization] = "Bearer \(key)" }
+        let answer = fixture.api.immediateResponder(
+          HTTPRequest(method: .get, scheme: "http", authority: host, path: path, headerFields: fields),
+          CGIParameters([("REMOTE_ADDR", address)]), { Logger(label: "test") { _ in SwiftLogNoOpLogHandler() } })
+        let ordinary = try await fixture.send(.get, path, key: key, headers: headers, from: address)
+        if let answer {
+          #expect(ordinary.status == 200 && answer.status == .ok)
+          #expect(String(buffer: answer.body) == "hello" && ordinary.text == "hello")
+          for field in ordinary.headers where field.name != .contentLength {
+            #expect(answer.headers[field.name] == field.value)
+          }
+        }
+        return answer != nil
+      }
+      let everybodys = try await id(nil)
+      #expect(try await get(everybodys, nil))
+      #expect(try await !get(everybodys, nil, from: "192.0.2.7"))
+      #expect(try await !get(everybodys, nil, host: "evil.example"))
+      #expect(try await !get(everybodys, nil, [.via: "1.1 proxy"]))
+      #expect(try await !get(everybodys, nil, query: "?download"))
+      #expect(try await !get(everybodys, nil, [.range: "bytes=0-1"]))
+      #expect(try await !get(UUID(), nil))
+
+      let (owner, other) = (try await fixture.key(.user), try await fixture.key(.user))
+      let session = try await id(owner)
+      // The ordinary way has the keys known again.
+      #expect(try await fixture.send(.get, "/sessions", key: owner.text).status == 200)
+      #expect(try await get(session, owner.text))
+      #expect(try await get(session, owner.text, from: "192.0.2.7", host: "claude.example.org"))
+      #expect(try await !get(session, nil))
+      #expect(try await !get(session, other.text))
+      #expect(try await !get(session, KeySecret(id: owner.id).text))
+      #expect(try await !get(session, owner.text, [.xAPIKey: other.text]))
+      #expect(try await !get(everybodys, owner.text))
+      let bound = try await fixture.key(.read, session: session)
+      let elsewhere = try await fixture.key(.read, session: everybodys)
+      let admin = try await fixture.key(.admin)
+      let expired = try await fixture.key(.admin, expiresAt: Timestamp.now().advanced(by: .seconds(-1)))
+      #expect(try await fixture.send(.get, "/sessions", key: admin.text).status == 200)
+      #expect(try await get(session, bound.text))
+      #expect(try await get(session, admin.text))
+      #expect(try await !get(session, elsewhere.text))
+      #expect(try await !get(session, expired.text))
+      #expect(try await fixture.keys.revokeKey(owner.id, at: .now()))
+      #expect(try await !get(session, owner.text))
+      #expect(try await fixture.send(.get, "/sessions", key: admin.text).status == 200)
+      #expect(try await !get(session, owner.text))
+      #expect(try await get(session, admin.text))
+    }
+  }
+
   // MARK: Roles
 
   /// Each route of the table with each kind of key. A new route is in it as soon as it exists.
@@ -203,17 +270,17 @@ import Testing
       }
       #expect(try await status(key) == 200)
       let rotated = KeySecret(id: key.id)
-      #expect(try await fixture.store.replaceKeyDigest(key.id, with: rotated.digest) != nil)
+      #expect(try await fixture.keys.replaceKeyDigest(key.id, with: rotated.digest) != nil)
       #expect(try await status(key) == 401)
       #expect(try await status(rotated) == 200)
-      #expect(try await fixture.store.revokeKey(key.id, at: .now()))
+      #expect(try await fixture.keys.revokeKey(key.id, at: .now()))
       #expect(try await status(rotated) == 401)
-      #expect(try await fixture.store.replaceKeyDigest(key.id, with: key.digest) == nil)
+      #expect(try await fixture.keys.replaceKeyDigest(key.id, with: key.digest) == nil)
       let late = try await fixture.key(.admin, expiresAt: Timestamp.now().advanced(by: .seconds(-1)))
       #expect(try await status(late) == 401)
       // A revoked key is still a key: the server is not open again.
       #expect(try await fixture.send(.get, "/sessions").status == 401)
-      #expect(try await !fixture.store.revokeKey("0123456789abcdef", at: .now()))
+      #expect(try await !fixture.keys.revokeKey("0123456789abcdef", at: .now()))
     }
   }
 
@@ -250,8 +317,8 @@ import Testing
         try #require(isOpen)
         let lasting = try await fixture.stream(session, key: admin)
         switch end {
-        case "revoked": _ = try await fixture.store.revokeKey(key.id, at: .now())
-        case "rotated": _ = try await fixture.store.replaceKeyDigest(key.id, with: KeySecret(id: key.id).digest)
+        case "revoked": _ = try await fixture.keys.revokeKey(key.id, at: .now())
+        case "rotated": _ = try await fixture.keys.replaceKeyDigest(key.id, with: KeySecret(id: key.id).digest)
         default: break
         }
         let last = await ended.entries().last

@@ -18,6 +18,7 @@ struct KeyedAPI: Sendable {
   let api: API
   let responder: RouterResponder<API.Context>
   let store: SQLiteSessionStore
+  let keys: WatchedKeyStore
 
   /// The OpenAPI document.
   var document: JSONValue { OpenAPIDocument(routes: api.routes.entries, version: "1").json }
@@ -59,7 +60,7 @@ struct KeyedAPI: Sendable {
     _ role: APIKey.Role, session: UUID? = nil, expiresAt: Timestamp? = nil
   ) async throws -> KeySecret {
     let secret = KeySecret()
-    try await store.addKey(
+    try await keys.addKey(
       APIKey(
         id: secret.id, name: "test", role: role, sessionID: session, digest: secret.digest, createdAt: .now(),
         expiresAt: expiresAt))
@@ -93,10 +94,11 @@ func withAPI(requiresKeys: Bool = false, _ body: (KeyedAPI) async throws -> Void
     try await withService(store: store) { service, workspaces in
       var configuration = APIConfiguration(version: "1", model: .demo)
       configuration.requiresKeys = requiresKeys
+      let keys = WatchedKeyStore(store, stateDirectory: directory)
       let api = API(
-        service: service, configuration: configuration, keys: store,
+        service: service, configuration: configuration, keys: keys,
         files: FilesAPI(service: service, workspaces: workspaces), status: FixedStatus())
-      try await body(KeyedAPI(api: api, responder: api.responder(), store: store))
+      try await body(KeyedAPI(api: api, responder: api.responder(), store: store, keys: keys))
     }
     await store.close()
   }

@@ -49,7 +49,7 @@ struct FilesServer: Sendable {
         service: service, configuration: APIConfiguration(version: "test", model: .demo), files: files)
       let (listening, signal) = AsyncStream.makeStream(of: Void.self)
       let server = FastCGIServer(
-        responder: api.responder(),
+        responder: api.responder(), immediateResponder: api.immediateResponder,
         configuration: .init(address: .unixSocket(path: directory + "/s")), logger: logger,
         onListening: { signal.finish() })
       let group = ServiceGroup(services: [server], logger: logger)

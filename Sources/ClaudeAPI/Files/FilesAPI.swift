@@ -75,12 +75,19 @@ public struct FilesAPI: Sendable {
   func path(
     after prefix: String, _ request: Request, _ context: API.Context
   ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
-    let raw = Array(request.uri.path.utf8)
+    try Self.path(after: prefix, in: request.uri.path, documentURI: context.parametersOfServer["DOCUMENT_URI"])
+  }
+
+  /// - Parameter documentURI: the path as nginx has read it.
+  static func path(
+    after prefix: String, in path: String, documentURI: String?
+  ) throws(Problem) -> (path: RelativePath, endsWithSlash: Bool) {
+    let raw = Array(path.utf8)
     guard raw.starts(with: prefix.utf8) else { throw Problem(.emptyComponent) }
     do throws(RelativePath.Malformation) {
       let whole = try RelativePath.decode(raw)
       // By bytes: as texts, different ones can be equal.
-      if let document = context.parametersOfServer["DOCUMENT_URI"],
+      if let document = documentURI,
         !String(decoding: whole, as: UTF8.self).utf8.elementsEqual(document.utf8)
       {
         throw RelativePath.Malformation.dotComponent
@@ -189,7 +196,7 @@ public struct FilesAPI: Sendable {
     _ path: RelativePath, of id: UUID, endsWithSlash: Bool, _ request: Request, _ query: ReadQuery,
     base: @autoclosure () -> ListingPage.Base, shown: RelativePath? = nil
   ) async throws -> Response {
-    let directBytes = Self.wantsAll(request) ? configuration.maximumDirectBytes : 0
+    let directBytes = Self.wantsAll(request.head) ? configuration.maximumDirectBytes : 0
     let status: FileStatus
     var content: [UInt8]?
     if let known = workspaces.lookIfCached(path, of: id, contentUpTo: directBytes) {
@@ -202,18 +209,19 @@ public struct FilesAPI: Sendable {
     case .special: throw FileError.special
     case .file:
       if endsWithSlash { throw FileError.notADirectory }
-      return send(path, of: id, content.map { ($0, status) }, query)
+      let (headers, body) = send(path, of: id, content.map { ($0, status) }, isDownload: query.isDownload)
+      return Response(status: .ok, headers: headers, body: body.map { ResponseBody(byteBuffer: $0) } ?? .init())
     case .directory:
       return try await list(path, of: id, request, query, base(), shown ?? path)
     }
   }
 
   /// - Parameter direct: a small file's content, which isn't worth a redirect.
-  private func send(
-    _ path: RelativePath, of id: UUID, _ direct: (content: [UInt8], status: FileStatus)?, _ query: ReadQuery
-  ) -> Response {
+  func send(
+    _ path: RelativePath, of id: UUID, _ direct: (content: [UInt8], status: FileStatus)?, isDownload: Bool
+  ) -> (headers: HTTPFields, body: ByteBuffer?) {
     let type = MediaType(forName: path.name)
-    let isInline = !query.isDownload && type.isInline
+    let isInline = !isDownload && type.isInline
     var headers = direct == nil ? Self.headersOfFiles : Self.headersOfDirectFiles
     headers.append(HTTPField(name: .contentType, value: type.text))
     headers.append(
@@ -223,18 +231,18 @@ public struct FilesAPI: Sendable {
     guard let (content, status) = direct else {
       headers.append(
         HTTPField(name: .accelRedirect, value: "/_workspaces/\(id.lowercaseString)/\(path.percentEncoded)"))
-      return Response(status: .ok, headers: headers)
+      return (headers, nil)
     }
     headers.append(HTTPField(name: .lastModified, value: Self.httpDate(status.modified)))
     headers.append(HTTPField(name: .eTag, value: status.entityTag))
-    return Response(status: .ok, headers: headers, body: ResponseBody(byteBuffer: ByteBuffer(bytes: content)))
+    return (headers, ByteBuffer(bytes: content))
   }
 
   /// Whether it is the whole file that is wanted, whatever the client has of it. Anything else is nginx's business.
-  private static func wantsAll(_ request: Request) -> Bool {
+  static func wantsAll(_ request: HTTPRequest) -> Bool {
     request.method == .get
       && [.range, .ifNoneMatch, .ifModifiedSince, .ifMatch, .ifUnmodifiedSince].allSatisfy {
-        request.headers[$0] == nil
+        request.headerFields[$0] == nil
       }
   }
 

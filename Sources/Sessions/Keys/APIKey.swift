@@ -80,6 +80,8 @@ public struct APIKeyLookup: Hashable, Sendable {
 public protocol KeyStore: Sendable {
   /// Finds the key of an id; nil asks only whether there are keys.
   func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup
+  /// What `lookUpKey` would find, if it is known without waiting for anything; else nil.
+  func lookUpKnownKey(_ id: String?) -> APIKeyLookup?
   /// All keys in the order of their creation, revoked ones included.
   func keys() async throws(SessionStoreError) -> [APIKey]
   /// - Throws: `alreadyExists` for an id that was used before.
@@ -98,4 +100,8 @@ public protocol KeyStore: Sendable {
   func setKeyNetwork(_ id: String, to network: AgentNetwork?) async throws(SessionStoreError) -> APIKey?
   /// - Returns: false if there is no such key. One that is revoked already stays as it is.
   func revokeKey(_ id: String, at now: Timestamp) async throws(SessionStoreError) -> Bool
+}
+
+extension KeyStore {
+  public func lookUpKnownKey(_ id: String?) -> APIKeyLookup? { nil }
 }

@@ -31,10 +31,16 @@ public final class WatchedKeyStore: KeyStore {
   public func lookUpKey(_ id: String?) async throws(SessionStoreError) -> APIKeyLookup {
     // Taken before the store is asked: what changes in between is found by the next request.
     let stamp = stamp()
-    if let known = memory.withLock({ $0?.stamp == stamp ? $0 : nil }) { return Self.lookUp(id, known.keys) }
+    if let known = known(id, stamp) { return known }
     let keys = Dictionary(uniqueKeysWithValues: try await store.keys().map { ($0.id, $0) })
     memory.withLock { $0 = Memory(stamp: stamp, keys: keys) }
     return Self.lookUp(id, keys)
+  }
+
+  public func lookUpKnownKey(_ id: String?) -> APIKeyLookup? { known(id, stamp()) }
+
+  private func known(_ id: String?, _ stamp: Stamp) -> APIKeyLookup? {
+    memory.withLock { $0?.stamp == stamp ? $0 : nil }.map { Self.lookUp(id, $0.keys) }
   }
 
   private static func lookUp(_ id: String?, _ keys: [String: APIKey]) -> APIKeyLookup {

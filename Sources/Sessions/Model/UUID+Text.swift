@@ -8,25 +8,28 @@ extension UUID {
   /// Takes the 36 characters of an id, in upper or lower case; nil for anything else.
   /// Each request has some, and Foundation's own initializer scans them by a format and takes other forms as well.
   public init?(canonical text: some StringProtocol) {
+    guard text.utf8.count == 36 else { return nil }
+    var text = String(text)
+    guard let id = text.withUTF8({ Self.id($0) }) else { return nil }
+    self.init(uuid: id)
+  }
+
+  private static func id(_ text: UnsafeBufferPointer<UInt8>) -> uuid_t? {
     var id: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     let isWhole = withUnsafeMutableBytes(of: &id) { bytes in
       var digits = 0
-      var position = 0
-      for character in text.utf8 {
-        defer { position += 1 }
-        guard position < 36 else { return false }
+      for (position, character) in text.enumerated() {
         if position == 8 || position == 13 || position == 18 || position == 23 {
           guard character == UInt8(ascii: "-") else { return false }
           continue
         }
-        guard let value = Self.value(ofHexDigit: character) else { return false }
+        guard let value = value(ofHexDigit: character) else { return false }
         bytes[digits / 2] = bytes[digits / 2] << 4 | value
         digits += 1
       }
-      return position == 36
+      return digits == 32
     }
-    guard isWhole else { return nil }
-    self.init(uuid: id)
+    return isWhole ? id : nil
   }
 
   private static func value(ofHexDigit digit: UInt8) -> UInt8? {
