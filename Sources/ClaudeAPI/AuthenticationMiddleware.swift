@@ -59,8 +59,9 @@ struct AuthenticationMiddleware: RouterMiddleware {
     _ status: HTTPResponse.Status, _ principal: Principal?, _ route: String, session: String?, _ duration: Duration,
     _ logger: Logger
   ) {
-    // Without keys nginx's log says as much.
-    let isWorthIt = principal != nil || status == .unauthorized || status == .forbidden
+    // Without keys nginx's log says as much. 429 is for those who try many, and 503 for those who don't show one.
+    let isWorthIt =
+      principal != nil || [.unauthorized, .forbidden, .tooManyRequests, .serviceUnavailable].contains(status)
     logger.log(
       level: isWorthIt ? .info : .debug, "Access",
       metadata: [

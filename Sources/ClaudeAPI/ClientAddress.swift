@@ -1,3 +1,4 @@
+import Glibc
 import HTTPTypes
 import HummingbirdFastCGI
 
@@ -40,4 +41,20 @@ enum ClientAddress {
     guard let address else { return false }
     return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
   }
+
+  /// What clients are counted by: an address of version 4, or the half of one of version 6 that names the network, in
+  /// which each client has as many addresses as it likes. Nil for this machine, and for what is no address.
+  static func network(_ text: String?) -> [UInt8]? {
+    guard let text else { return nil }
+    var four = in_addr()
+    if inet_pton(AF_INET, text, &four) == 1 { return ipv4(withUnsafeBytes(of: four) { Array($0) }) }
+    var six = in6_addr()
+    guard inet_pton(AF_INET6, text, &six) == 1 else { return nil }
+    let bytes = withUnsafeBytes(of: six) { Array($0) }
+    if bytes.prefix(12) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] { return ipv4(Array(bytes.suffix(4))) }
+    if bytes == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] { return nil }
+    return Array(bytes.prefix(8))
+  }
+
+  private static func ipv4(_ bytes: [UInt8]) -> [UInt8]? { bytes.first == 127 ? nil : bytes }
 }

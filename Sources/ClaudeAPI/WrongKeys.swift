@@ -1,4 +1,3 @@
-import Glibc
 import Synchronization
 
 /// Slows those down who try keys: after many wrong ones from an address the next are refused unseen, so that even the
@@ -52,7 +51,7 @@ final class WrongKeys: Sendable {
   /// - Parameter digest: of the key that the client shows; nil for what can't be a key.
   /// - Returns: after how many seconds the next key is looked at; nil if this one is.
   func refusal(_ address: String?, _ digest: [UInt8]?, at now: ContinuousClock.Instant = .now) -> Int? {
-    guard let network = Self.network(address) else { return nil }
+    guard let network = ClientAddress.network(address) else { return nil }
     return records.withLock { records in
       guard var record = records[network] else { return nil }
       refill(&record, now)
@@ -78,7 +77,7 @@ final class WrongKeys: Sendable {
   }
 
   private func change(_ address: String?, _ now: ContinuousClock.Instant, _ body: (inout Record) -> Void) {
-    guard let network = Self.network(address) else { return }
+    guard let network = ClientAddress.network(address) else { return }
     records.withLock { records in
       var record = records[network] ?? Record(left: Double(bounds.burst), updated: now)
       body(&record)
@@ -91,20 +90,4 @@ final class WrongKeys: Sendable {
     record.left = min(Double(bounds.burst), record.left + max(0, seconds) * bounds.perSecond)
     record.updated = now
   }
-
-  /// An address of version 4, or the half of one of version 6 that names the network, in which each client has as
-  /// many addresses as it likes. Nil for this machine, and for what is no address.
-  private static func network(_ text: String?) -> [UInt8]? {
-    guard let text else { return nil }
-    var four = in_addr()
-    if inet_pton(AF_INET, text, &four) == 1 { return ipv4(withUnsafeBytes(of: four) { Array($0) }) }
-    var six = in6_addr()
-    guard inet_pton(AF_INET6, text, &six) == 1 else { return nil }
-    let bytes = withUnsafeBytes(of: six) { Array($0) }
-    if bytes.prefix(12) == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] { return ipv4(Array(bytes.suffix(4))) }
-    if bytes == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] { return nil }
-    return Array(bytes.prefix(8))
-  }
-
-  private static func ipv4(_ bytes: [UInt8]) -> [UInt8]? { bytes.first == 127 ? nil : bytes }
 }

@@ -70,9 +70,10 @@ public struct ModelGateway: Sendable {
     ["ANTHROPIC_UNIX_SOCKET": socket, "ANTHROPIC_BASE_URL": "http://\(host)", "ANTHROPIC_API_KEY": token]
   }
 
-  /// Whether something listens on the socket. Blocks for a moment.
+  /// Whether something listens on the socket and takes connections.
   public var isListening: Bool {
-    let descriptor = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let descriptor = Glibc.socket(AF_UNIX, kind, 0)
     guard descriptor >= 0 else { return false }
     defer { close(descriptor) }
     var address = sockaddr_un()

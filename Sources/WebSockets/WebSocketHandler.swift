@@ -64,6 +64,11 @@ final class WebSocketHandler: ChannelDuplexHandler {
   /// The answer to the latest ping, while the client doesn't read. Earlier ones need none.
   private var pendingPong: ByteBuffer?
   private var lastRead = NIODeadline.now()
+  /// Since when the client is not read, which is then no sign of life.
+  private var pausedSince: NIODeadline?
+  /// The frames that the client may still send, as of some moment.
+  private var allowance: (frames: Double, time: NIODeadline)
+  private var readTimer: Scheduled<Void>?
   private var pingTimer: Scheduled<Void>?
   private var writeTimer: Scheduled<Void>?
   private var closeTimer: Scheduled<Void>?
@@ -71,6 +76,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
   init(configuration: WebSocketServerConfiguration, ending: WebSocketEnding) {
     self.configuration = configuration
     self.ending = ending
+    allowance = (Double(configuration.frameBurst), .now())
   }
 
   func handlerAdded(context: ChannelHandlerContext) {
@@ -80,7 +86,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
   }
 
   func handlerRemoved(context: ChannelHandlerContext) {
-    for timer in [pingTimer, writeTimer, closeTimer] { timer?.cancel() }
+    for timer in [readTimer, pingTimer, writeTimer, closeTimer] { timer?.cancel() }
     self.context = nil
   }
 
@@ -94,6 +100,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
     let frame = Self.unwrapInboundIn(data)
     lastRead = .now()
+    allowance.frames -= 1
     switch state {
     case .open:
       do throws(WebSocketClose) {
@@ -112,9 +119,33 @@ final class WebSocketHandler: ChannelDuplexHandler {
 
   func channelReadComplete(context: ChannelHandlerContext) {
     context.flush()
+    pausedSince = .now()
     context.fireChannelReadComplete()
     // Nobody else asks for more once the application takes no more messages.
-    if isInputEnded { context.read() }
+    if isInputEnded { read(context: context) }
+  }
+
+  /// Reads on, after a pause if too much has come. Until then the kernel keeps what comes, and then the client waits.
+  func read(context: ChannelHandlerContext) {
+    guard readTimer == nil else { return }
+    let now = NIODeadline.now()
+    let seconds = Double((now - allowance.time).nanoseconds) / 1e9
+    allowance = (
+      min(Double(configuration.frameBurst), allowance.frames + seconds * configuration.framesPerSecond), now
+    )
+    guard allowance.frames < 0 else { return beginReading(context) }
+    readTimer = schedule(after: .seconds(-allowance.frames / configuration.framesPerSecond)) { handler, context in
+      handler.readTimer = nil
+      handler.beginReading(context)
+    }
+  }
+
+  private func beginReading(_ context: ChannelHandlerContext) {
+    if let pausedSince {
+      lastRead = lastRead + (.now() - pausedSince)
+      self.pausedSince = nil
+    }
+    context.read()
   }
 
   private func receive(_ frame: WebSocketFrame, _ context: ChannelHandlerContext) throws(WebSocketClose) {
@@ -275,7 +306,7 @@ final class WebSocketHandler: ChannelDuplexHandler {
     guard !isInputEnded else { return }
     isInputEnded = true
     context.fireUserInboundEventTriggered(ChannelEvent.inputClosed)
-    context.read()
+    read(context: context)
   }
 
   private func closeChannel(_ context: ChannelHandlerContext) {
@@ -299,7 +330,9 @@ final class WebSocketHandler: ChannelDuplexHandler {
 
   private func schedulePing() {
     pingTimer = schedule(after: configuration.pingInterval) { handler, context in
-      if NIODeadline.now() - handler.lastRead > TimeAmount(handler.configuration.idleTimeout) {
+      if handler.pausedSince == nil,
+        NIODeadline.now() - handler.lastRead > TimeAmount(handler.configuration.idleTimeout)
+      {
         return handler.closeChannel(context)
       }
       if case .open = handler.state, context.channel.isWritable {

@@ -13,6 +13,12 @@ public struct WebSocketServerConfiguration: Sendable {
   /// Frames of a message; more close with 1009. Default 1,024.
   public var maximumFragments = 1024
 
+  /// Frames that a client may send in a second, control frames too; above it, it is not read for a while. Default 500.
+  public var framesPerSecond = 500.0
+
+  /// How many may come at once beyond that. Default 2,000.
+  public var frameBurst = 2000
+
   /// Bytes that are read before the application trusts a client; more close with 1009. Default 8 KiB.
   public var untrustedBytes = 8 << 10
 
@@ -22,7 +28,7 @@ public struct WebSocketServerConfiguration: Sendable {
   /// How often a client is pinged. Default 20 s.
   public var pingInterval: Duration = .seconds(20)
 
-  /// How long nothing, not even a pong, may come from a client; then its connection is closed. Default 60 s.
+  /// How long nothing, not even a pong, may come from a client that is read; then its connection is closed. Default 60 s.
   public var idleTimeout: Duration = .seconds(60)
 
   /// Bytes that may wait for a slow client; above it, `send` waits. Default 64 KiB.

@@ -50,6 +50,8 @@ actor GatewayLedger {
   nonisolated let disagreements = Counter()
 
   private let log: ModelLogFollower
+  private let path: String
+  private var isMissed = false
   private let prices: ModelPrices
   private let settling: Duration
   private let logger: Logger
@@ -76,6 +78,7 @@ actor GatewayLedger {
   ///   sent, which may be after the CLI has seen its end.
   init(log path: String, prices: ModelPrices, settling: Duration = .seconds(1), logger: Logger) {
     log = ModelLogFollower(path: path)
+    self.path = path
     self.prices = prices
     self.settling = settling
     self.logger = logger
@@ -211,12 +214,22 @@ actor GatewayLedger {
     }
     do { try await Task.sleep(for: settling) } catch { return }
     let hasLog = await catchUp()
+    if !hasLog { miss() }
     guard let account = accounts[session], account.turns == turns, !account.isRunning else { return }
     accounts[session] = nil
     guard hasLog else { return }
     await forgetCredit(of: turn.sessionID)
     guard !account.isIncomplete else { return }
     compare(account, turn)
+  }
+
+  /// Says once that there is no log although a turn has ended. nginx makes it when it starts.
+  private func miss() {
+    guard !isMissed else { return }
+    isMissed = true
+    logger.warning(
+      "There is no log of the model's gateway: what agents take beside the CLI is not charged",
+      metadata: ["model.log": "\(path)"])
   }
 
   private func forgetCredit(of session: UUID) async {

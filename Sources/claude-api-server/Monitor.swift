@@ -15,6 +15,7 @@ final class Monitor: ServerStatus {
   private let service: SessionService
   private let store: SQLiteSessionStore
   private let log: LogWriter
+  private let gateway: ModelGateway
   private let databasePath: String
   /// The state's and the workspaces'.
   private let directories: [String]
@@ -27,13 +28,14 @@ final class Monitor: ServerStatus {
 
   init(
     metrics: ServerMetrics, runner: ClaudeRunner, service: SessionService, store: SQLiteSessionStore, log: LogWriter,
-    databasePath: String, directories: [String], minimumFreeBytes: Int
+    gateway: ModelGateway, databasePath: String, directories: [String], minimumFreeBytes: Int
   ) {
     self.metrics = metrics
     self.runner = runner
     self.service = service
     self.store = store
     self.log = log
+    self.gateway = gateway
     self.databasePath = databasePath
     self.directories = directories
     self.minimumFreeBytes = minimumFreeBytes
@@ -89,9 +91,12 @@ final class Monitor: ServerStatus {
         return nil
       }
     }
+    async let way = Looks.defect(within: .seconds(5)) { [gateway] in
+      gateway.isListening ? nil : "nginx doesn't answer on the model's socket."
+    }
     return [
       ReadinessCheck("cli", defect: await cli), ReadinessCheck("store", defect: await store),
-      ReadinessCheck("disk", defect: await disk),
+      ReadinessCheck("disk", defect: await disk), ReadinessCheck("model_gateway", defect: await way),
     ]
   }
 

@@ -81,7 +81,8 @@ struct Responder {
       limits: limits(keys, places: runnerConfiguration.maximumProcesses), configuration: bounds, observer: metrics,
       logger: logger)
     let monitor = Monitor(
-      metrics: metrics, runner: runner, service: service, store: store, log: log, databasePath: databasePath,
+      metrics: metrics, runner: runner, service: service, store: store, log: log, gateway: gateway,
+      databasePath: databasePath,
       directories: [configuration.stateDirectory, configuration.workspaceRoot],
       minimumFreeBytes: configuration.minimumFreeDisk)
     let start = AfterStart<WebSocketServer<SessionSockets>>.Start()

@@ -181,6 +181,18 @@ import Testing
     }
   }
 
+  /// One that is wrongly declared would be expected to be open by the test above.
+  @Test func onlyTheseRoutesAreOpen() async throws {
+    try await withAPI { fixture in
+      let open = fixture.api.routes.entries.filter { $0.access == .open }.map { "\($0.method) \($0.path)" }
+      #expect(
+        Set(open) == [
+          "GET /healthz", "GET /readyz", "GET /openapi.json", "GET /docs", "GET /shared/{token}",
+          "GET /shared/{token}/{path}",
+        ], "\(open)")
+    }
+  }
+
   private func isBoundOut(_ entry: RouteTable.Entry) -> Bool {
     !entry.path.contains("{session_id}") && entry.access != .open && entry.access != .information
   }

@@ -46,6 +46,24 @@ import Testing
       #expect(try await ask(good, from: guesser).status == 200)
       #expect(try await ask(other, from: neighbour).status == 200)
       #expect(try await ask("wrong", from: neighbour).status == 401)
+      // All of it is written down.
+      let accesses = stack.responderLog.split(separator: "\n").filter { $0.contains("Access") }
+      let counts = statuses.keys.map { status in
+        accesses.count { $0.split(separator: " ").contains("status=\(status)") }
+      }
+      #expect(zip(counts, statuses.values).allSatisfy { $0 >= $1 }, "\(counts) of \(statuses)")
+      // So is a socket whose client never says who it is.
+      do {
+        let socket = try await RawWebSocket.open(
+          RawConnection(port: stack.nginx.port), path: "/sessions/\(UUID().uuidString)/ws")
+        try await socket.send(raw: RawWebSocket.close(1000))
+        _ = try await socket.rest()
+      }
+      let isTold = {
+        stack.responderLog.split(separator: "\n").contains { $0.contains("/ws\"") && $0.contains("status=401") }
+      }
+      for _ in 0..<1000 where !isTold() { try await Task.sleep(for: .milliseconds(10)) }
+      #expect(isTold(), "\(stack.responderLog.suffix(500))")
     }
   }
 }

@@ -176,7 +176,8 @@ import Testing
       #expect(answer.status == 200)
       #expect(try answer.json["status"] == "ready")
       #expect(
-        try answer.json["checks"]?.arrayValue?.map { $0["name"] ?? nil } == ["cli", "store", "disk", "draining"])
+        try answer.json["checks"]?.arrayValue?.map { $0["name"] ?? nil }
+          == ["cli", "store", "disk", "model_gateway", "draining"])
       #expect(try defects(answer).isEmpty)
       #expect(answer.headers.first(name: "cache-control") == "no-store")
       #expect(try await stack.request(.HEAD, "/readyz").status == 200)
@@ -232,6 +233,32 @@ import Testing
         #expect(line.contains("doesn't ask for permission to use a tool"), "\(line)")
         #expect(line.contains("2.1.330"), "\(line)")
       }
+    }
+  }
+
+  @Test func aServerWithoutAWayToTheModelIsNotReady() async throws {
+    try await Stack.run { stack in
+      try FileManager.default.removeItem(atPath: stack.directory + "/m/api.sock")
+      var answer = try await stack.get("/readyz")
+      for _ in 0..<600 where answer.status != 503 {
+        try await Task.sleep(for: .milliseconds(20))
+        answer = try await stack.get("/readyz")
+      }
+      #expect(try defects(answer) == ["model_gateway": "nginx doesn't answer on the model's socket."])
+    }
+  }
+
+  /// What agents take from the model would be nobody's.
+  @Test func aMissingLogOfTheGatewayIsTold() async throws {
+    try await Stack.run(settings: ["model-log": "/nonexistent/model.log"]) { stack in
+      func warnings() -> [Substring] {
+        stack.responderLog.split(separator: "\n").filter { $0.contains("beside the CLI is not charged") }
+      }
+      let id = try await stack.createSession()
+      _ = try await stack.say("one", to: id)
+      for _ in 0..<3000 where warnings().isEmpty { try await Task.sleep(for: .milliseconds(10)) }
+      #expect(warnings().first?.contains("level=warning") == true)
+      #expect(warnings().first?.contains("/nonexistent/model.log") == true)
     }
   }
 

@@ -155,7 +155,55 @@ import Testing
     }
   }
 
-  /// One changed line, or another proxy in front, doesn't open a server that has no keys.
+  /// On a network of its own, with an address that isn't of loopback. Prints the status of a request to each.
+  private static let changedLine = """
+    set -eu
+    python3 - <<'PYTHON'
+    import fcntl, socket, struct
+    any = socket.socket()
+    # SIOCSIFFLAGS and SIOCSIFADDR
+    fcntl.ioctl(any, 0x8914, struct.pack("16sH14x", b"lo", 0x49))
+    fcntl.ioctl(any, 0x8916, struct.pack("16sH2x4s8x", b"lo:1", socket.AF_INET, socket.inet_aton("192.0.2.1")))
+    PYTHON
+    "$SERVER" serve --state-dir="$TOP/state" --workspace-root="$TOP/w" --socket-path="$TOP/r.sock" \\
+      --claude-path="$CLAUDE" --sandbox-mode=off --demo-model-url=http://127.0.0.1:9 >"$TOP/responder.log" 2>&1 &
+    nginx -p "$PREFIX" -c nginx.conf -e stderr -g "daemon off;$USER_LINE" >"$TOP/nginx.log" 2>&1 &
+    ask() { curl -s --noproxy '*' -m 20 -o /dev/null -w '%{http_code}' "$@" || true; }
+    for i in $(seq 600); do
+      [ "$(ask "http://127.0.0.1:$PORT/healthz")" != 200 ] || break
+      sleep 0.1
+    done
+    echo "$(ask "http://127.0.0.1:$PORT/sessions") $(ask -H 'Host: localhost' "http://192.0.2.1:$PORT/sessions")" \\
+      "$(ask "http://192.0.2.1:$PORT/sessions")"
+    """
+
+  /// nginx that listens elsewhere doesn't open a server that has no keys.
+  @Test func aChangedLineOpensNothing() async throws {
+    try await withTemporaryDirectory { directory in
+      let (port, prefix) = (try freePort(), directory + "/nginx")
+      try await Nginx.render(prefix: prefix, port: port, socket: directory + "/r.sock")
+      for name in ["listen.conf", "listen-default.conf"] {
+        let file = "\(prefix)/claude-api/\(name)"
+        let changed = text(of: file).replacing("listen 127.0.0.1:", with: "listen 0.0.0.0:")
+        #expect(changed.contains("0.0.0.0"))
+        try changed.write(toFile: file, atomically: true, encoding: .utf8)
+      }
+      let isRoot = geteuid() == 0
+      let output = directory + "/output"
+      let exit = try await run(
+        ["unshare", "--net", "--pid", "--fork", "--kill-child"]
+          + (isRoot ? [] : ["--user", "--map-current-user", "--keep-caps"]) + ["/bin/sh", "-c", Self.changedLine],
+        environment: [
+          "TOP": directory, "PREFIX": prefix, "PORT": "\(port)", "SERVER": Stack.product("claude-api-server"),
+          "CLAUDE": Stack.product("fake-claude"), "USER_LINE": isRoot ? " user root;" : "",
+          "ANTHROPIC_API_KEY": nil, "ANTHROPIC_BASE_URL": nil,
+        ], output: output)
+      #expect(exit == .status(0))
+      #expect(text(of: output) == "200 403 421\n", "\(text(of: directory + "/responder.log"))")
+    }
+  }
+
+  /// Another proxy in front doesn't open a server that has no keys.
   @Test func aProxyInFrontIsNotThisMachine() async throws {
     try await Stack.run { stack in
       #expect(try await stack.get("/sessions").status == 200)

@@ -165,7 +165,7 @@ final class Stack: Sendable {
     flags["socket-path"] = directory + "/s/r.sock"
     flags["demo-model-url"] = modelURL
     flags["model-socket"] = directory + "/m/api.sock"
-    flags["model-log"] = nginx.prefix + "/logs/model.log"
+    if flags["model-log"] == nil { flags["model-log"] = nginx.prefix + "/logs/model.log" }
     flags["claude-path"] =
       switch cli {
       case .fake: Self.product("fake-claude")

@@ -62,7 +62,7 @@ import Testing
 
   @Test func eachCommandHasOneAnswer() async throws {
     let runner = ScriptedRunner()
-    try await SessionServer.run(runner: runner) { server in
+    try await SessionServer.run(runner: runner, configure: { $0.commandsPerSecond = 1_000_000 }) { server in
       let id = try await server.newSession()
       let socket = try await server.open(id, "?types=session.error&deltas=false")
       #expect(try await socket.next()["type"] == "ready")

@@ -285,6 +285,34 @@ import WebSockets
     }
   }
 
+  /// Who sends too many frames, of whatever kind, isn't read for a while. Nothing is lost, and it isn't taken for dead.
+  @Test func framesHaveARate() async throws {
+    try await TestSockets.run(Echo()) { configuration in
+      configuration.framesPerSecond = 4
+      configuration.frameBurst = 10
+      configuration.pingInterval = .milliseconds(200)
+      configuration.idleTimeout = .seconds(8)
+    } _: { sockets in
+      let socket = try await sockets.open()
+      let start = ContinuousClock.now
+      try await socket.send(raw: Array(repeatElement(Self.ping(), count: 60).joined()))
+      try await socket.send("after")
+      var pongs = 0
+      var text: String?
+      while text == nil, let frame = try await socket.next() {
+        if frame.opcode == 10 { pongs += 1 }
+        if frame.opcode == 1 { text = String(decoding: frame.payload, as: UTF8.self) }
+      }
+      #expect(pongs == 60 && text == "after")
+      try await socket.send("again")
+      var again = try await socket.next()
+      while let frame = again, frame.opcode == 9 { again = try await socket.next() }
+      #expect(again?.payload == Array("again".utf8))
+      // The 62nd frame, after 10 at once, of which some more may have been read with those before.
+      #expect(ContinuousClock.now - start > .seconds(12))
+    }
+  }
+
   @Test func aClientThatIsNotTrustedIsReadLittle() async throws {
     try await TestSockets.run(Echo(trusts: false)) { sockets in
       let socket = try await sockets.open()

@@ -5,6 +5,7 @@ import JSONSupport
 import NIOCore
 import SessionTestSupport
 import Sessions
+import Synchronization
 import TestSupport
 import Testing
 import WebSockets
@@ -140,19 +141,22 @@ import WebSockets
   @Test func aClientThatIsSilentIsPingedAndAtLastGivenUp() async throws {
     try await SessionServer.run(transport: { transport in
       transport.pingInterval = .milliseconds(50)
-      transport.idleTimeout = .seconds(5)
+      transport.idleTimeout = .seconds(6)
     }) { server in
       let id = try await server.newSession()
       let living = try await server.open(id)
       let silent = try await server.open(id)
-      // Longer than a silent one is borne.
-      for _ in 0..<110 {
-        let frame = try await living.raw.next()
-        guard frame?.opcode == 9 else { continue }
-        try await living.raw.send(raw: RawWebSocket.bytes(10, frame?.payload ?? []))
+      let isOver = Mutex(false)
+      let answering = Task {
+        // Each ping is answered, as long as a silent one is borne.
+        while !isOver.withLock({ $0 }), let frame = try await living.raw.next() {
+          if frame.opcode == 9 { try await living.raw.send(raw: RawWebSocket.bytes(10, frame.payload)) }
+        }
       }
-      #expect(try await living.ask(["type": "ping"]) == ["type": "pong"])
       while let frame = try await silent.raw.next() { #expect(frame.opcode == 1 || frame.opcode == 9) }
+      isOver.withLock { $0 = true }
+      try await answering.value
+      #expect(try await living.ask(["type": "ping"]) == ["type": "pong"])
     }
   }
 
@@ -374,7 +378,8 @@ import WebSockets
 
   @Test func aKeyHasToComeInTime() async throws {
     try await SessionServer.run(configure: { configuration in
-      configuration.authenticationTimeout = .milliseconds(50)
+      // Long enough for both to be open at the same time.
+      configuration.authenticationTimeout = .seconds(3)
       configuration.maximumUnauthenticated = 2
     }) { server in
       let user = try await server.key(.user)
@@ -388,6 +393,75 @@ import WebSockets
         try await socket.send(["type": "authenticate", "key": .string(user.text)])
         #expect(try await socket.next()["type"] == "ready")
       }
+    }
+  }
+
+  /// Nobody takes all the places of those who haven't said who they are.
+  @Test func aNetworkHasSomeOfThePlacesWithoutAKey() async throws {
+    try await SessionServer.run(configure: { configuration in
+      configuration.maximumUnauthenticated = 6
+      configuration.maximumUnauthenticatedOfNetwork = 2
+    }) { server in
+      let user = try await server.key(.user)
+      let id = try await server.newSession(key: user)
+      func open(_ address: String) async throws -> SocketClient {
+        try await server.open(id, headers: ["Claude-Api-Remote-Addr": address])
+      }
+      for (first, second, other) in [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"),
+      ] {
+        var held = [try await open(first), try await open(second)]
+        let refused = try await server.refusal(id, headers: ["Claude-Api-Remote-Addr": first])
+        #expect(refused == "503 too_many_sockets", "\(first)")
+        held.append(try await open(other))
+        // Who shows a key needs none of them.
+        let known = try await server.open(id, key: user, headers: ["Claude-Api-Remote-Addr": first])
+        #expect(try await known.next()["type"] == "ready")
+        // Nor does who has shown one.
+        try await held[0].send(["type": "authenticate", "key": .string(user.text)])
+        #expect(try await held[0].next()["type"] == "ready")
+        held.append(try await open(first))
+        held = []
+        let again = try await eventually { try await open(first) }
+        try await again.send(["type": "authenticate", "key": .string(user.text)])
+        #expect(try await again.next()["type"] == "ready")
+      }
+      // Behind a proxy all are on this machine.
+      let local = [try await open("127.0.0.1"), try await open("127.0.0.1"), try await open("127.0.0.1")]
+      #expect(local.count == 3)
+    }
+  }
+
+  /// Commands that come too fast wait, all of them and in order, whatever number of sockets a key has.
+  @Test func aKeyHasARateOfCommands() async throws {
+    try await SessionServer.run(configure: { configuration in
+      configuration.commandsPerSecond = 50
+      configuration.commandBurst = 10
+    }) { server in
+      let (user, other) = (try await server.key(.user), try await server.key(.admin))
+      let id = try await server.newSession(key: user)
+      let sockets = [try await server.open(id, key: user), try await server.open(id, key: user)]
+      for socket in sockets { _ = try await socket.next() }
+      let start = ContinuousClock.now
+      for number in 0..<20 {
+        for socket in sockets { try await socket.send(["type": "ping", "id": .string("\(number)")]) }
+      }
+      for socket in sockets {
+        for number in 0..<20 { #expect(try await socket.next() == ["type": "pong", "id": .string("\(number)")]) }
+      }
+      // 10 of 40 at once, and the others at 50 in a second.
+      #expect(ContinuousClock.now - start > .milliseconds(590))
+
+      // A minute's worth of them delays nobody else.
+      let ping = RawWebSocket.bytes(1, Array(#"{"type":"ping"}"#.utf8))
+      try await sockets[0].raw.send(raw: Array(repeatElement(ping, count: 3000).joined()))
+      let theirs = try await server.open(id, key: other)
+      _ = try await theirs.next()
+      #expect(try await theirs.ask(["type": "ping"]) == ["type": "pong"])
+      // And what ends a socket doesn't wait for them.
+      _ = try await server.keys.revokeKey(user.id, at: .now())
+      let rest = try await sockets[0].messages { _ in false }
+      #expect(rest.count < 3000 && rest.last?["closed"] == 4401)
     }
   }
 

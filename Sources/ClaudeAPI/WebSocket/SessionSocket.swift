@@ -42,7 +42,11 @@ final class SessionSocket: Sendable {
     var first: SocketCommand?
     do {
       if client.access.isPending {
-        guard let command = try await authenticate(&messages) else { return socket.closing ?? Self.notInTime }
+        guard let command = try await authenticate(&messages) else {
+          AuthenticationMiddleware.log(
+            .unauthorized, nil, "GET \(API.webSocketPath)", session: client.session, .zero, client.logger)
+          return socket.closing ?? Self.notInTime
+        }
         first = command
       }
       client.place.settle()
@@ -155,7 +159,12 @@ final class SessionSocket: Sendable {
     _ messages: inout NIOAsyncChannelInboundStream<ByteBuffer>.AsyncIterator
   ) async throws -> WebSocketClose {
     async let following: Void = follow(stream)
+    let sender = principal.withLock { $0?.keyID } ?? client.session
     while let text = try await messages.next() {
+      // What is here already is answered at once when the end has come.
+      if let delay = sockets.paces.delay(of: sender), verdict.withLock({ $0 == nil }) {
+        try await Task.sleep(for: delay)
+      }
       let answer = await answer(text, id)
       try await socket.send([answer.message])
       if let close = answer.close { return close }

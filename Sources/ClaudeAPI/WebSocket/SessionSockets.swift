@@ -25,6 +25,17 @@ public struct SessionSocketConfiguration: Sendable {
   /// Sockets that have not said who they are yet; above it, requests are 503. Default 256.
   public var maximumUnauthenticated = 256
 
+  /// Of those, how many may come from one address, or network of version 6; this machine has no bound of its own, since
+  /// in front of a proxy all are there. Default 16.
+  public var maximumUnauthenticatedOfNetwork = 16
+
+  /// Commands that a key may send in a second, over all of its sockets; what comes faster waits. Without keys it is each
+  /// session's. Default 100.
+  public var commandsPerSecond = 100.0
+
+  /// How many may come at once beyond that. Default 200.
+  public var commandBurst = 200
+
   public init() {}
 }
 
@@ -37,10 +48,12 @@ public struct SessionSockets: WebSocketApplication {
   let configuration: SessionSocketConfiguration
   private let logger: Logger
   private let counter = SocketCounter()
+  let paces: CommandPaces
 
   init(api: API, configuration: SessionSocketConfiguration) {
     self.api = api
     self.configuration = configuration
+    paces = CommandPaces(configuration)
     logger = Logger(label: "claude-api")
   }
 
@@ -107,7 +120,8 @@ public struct SessionSockets: WebSocketApplication {
         .badRequest, "The request has no well-formed Sec-WebSocket-Key.")
     case nil: break
     }
-    let place = try counter.enter(isPending: access.isPending, configuration)
+    let place = try counter.enter(
+      isPending: access.isPending, from: ClientAddress.network(parameters["REMOTE_ADDR"]), configuration)
     return Client(
       session: session, request: request, parameters: parameters, logger: logger, access: access, place: place)
   }
