@@ -86,6 +86,38 @@ import Testing
     }
   }
 
+  @Test func whatIsKnownAtOnceIsAnsweredBeforeTheResponder() async throws {
+    let asked = Mutex<[String]>([])
+    let immediate: ImmediateResponder = { request, parameters, logger in
+      asked.withLock { $0.append(request.path ?? "") }
+      guard let count = request.path.flatMap({ Int($0.dropFirst("/size/".count)) }), count % 2 == 0 else { return nil }
+      logger().info("at once", metadata: ["address": "\(parameters["REMOTE_ADDR"] ?? "")"])
+      return ImmediateAnswer(
+        status: .ok, headers: [.cacheControl: "no-store"], body: ByteBuffer(repeating: 0x62, count: count))
+    }
+    try await TestServer.run(immediateResponder: immediate) { server in
+      let client = try server.client()
+      // One after the other, and all at once on the same connection.
+      let sizes = [0, 1, 2, 32_767, 32_768, 300_000, 3, 4]
+      let requests = sizes.map { Wire.request("GET", "/size/\($0)", params: [("REMOTE_ADDR", "192.0.2.7")]) }
+      for isPipelined in [false, true] {
+        if isPipelined { try await client.send(Array(requests.joined())) }
+        for (size, request) in zip(sizes, requests) {
+          if !isPipelined { try await client.send(request) }
+          let answer = try #require(try await client.answer())
+          let isImmediate = size % 2 == 0
+          #expect(answer.status == 200 && answer.body == [UInt8](repeating: isImmediate ? 0x62 : 0x61, count: size))
+          #expect(answer.fields.contains("Content-Length: \(size)"))
+          #expect(answer.fields.contains("Cache-Control: no-store") == isImmediate)
+        }
+      }
+      try await client.send(Wire.request("POST", "/echo", body: [1]))
+      #expect(try await client.answer()?.body == [1])
+      #expect(asked.withLock { $0 } == (sizes + sizes).map { "/size/\($0)" })
+      #expect(server.log.messages.contains("at once"))
+    }
+  }
+
   @Test(arguments: [1, 8184, 70_000, 5_000_000])
   func bodiesOfAnySizeArriveWhole(_ size: Int) async throws {
     try await TestServer.run { server in

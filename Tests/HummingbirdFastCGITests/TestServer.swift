@@ -22,6 +22,7 @@ struct TestServer: Sendable {
     configure: (inout FastCGIServerConfiguration) -> Void = { _ in },
     address: FastCGIServerConfiguration.Address? = nil,
     routes: (TestRouter) -> Void = standardRoutes,
+    immediateResponder: @escaping ImmediateResponder = { _, _, _ in nil },
     _ body: (TestServer) async throws -> T
   ) async throws -> T {
     let directory = try makeDirectory()
@@ -35,7 +36,8 @@ struct TestServer: Sendable {
     let logger = Logger(label: "test") { _ in log }
     let (listening, signal) = AsyncStream.makeStream(of: Void.self)
     let server = FastCGIServer(
-      responder: router.buildResponder(), configuration: configuration, logger: logger,
+      responder: router.buildResponder(), immediateResponder: immediateResponder, configuration: configuration,
+      logger: logger,
       onListening: { signal.finish() })
     let group = ServiceGroup(services: [server], logger: Logger(label: "group") { _ in SwiftLogNoOpLogHandler() })
     return try await withThrowingTaskGroup(of: Void.self) { tasks in
