@@ -21,6 +21,10 @@ public struct WatchingRunner: TurnRunner {
   private let resting: RestingSessions
 
   private static let firstLookTimeout = Duration.milliseconds(500)
+  /// How long the end of a turn waits for the last look.
+  private static let lastLookTimeout = Duration.seconds(10)
+  /// The same where somebody waits for the end of an interrupt.
+  private static let interruptedLookTimeout = Duration.seconds(1)
 
   /// - Parameters:
   ///   - interval: the shortest pause between two looks.
@@ -66,7 +70,7 @@ public struct WatchingRunner: TurnRunner {
       tasks.cancelAll()
       return result
     }
-    await watch.finish()
+    await watch.finish(within: result.isInterruption ? Self.interruptedLookTimeout : Self.lastLookTimeout)
     guard let excess = await watch.excess else {
       await resting.turnEnded(request.session.id, key: request.session.owner ?? "")
       guard let result else {
@@ -119,6 +123,12 @@ public struct WatchingRunner: TurnRunner {
   }
 }
 
+extension Result<TurnResult, TurnRunFailure>? {
+  fileprivate var isInterruption: Bool {
+    if case .failure(let failure)? = self { failure.isInterruption } else { false }
+  }
+}
+
 /// The looks at a workspace during one turn.
 private actor WorkspaceWatch {
   /// Changes that one look, and all looks of a turn, tell one by one; of the others only their number is told.
@@ -128,8 +138,6 @@ private actor WorkspaceWatch {
   private static let longPause: Duration = .seconds(10)
   /// The longest one. What makes looks slow must not go unwatched for long.
   private static let longestPause: Duration = .seconds(30)
-  /// How long the end of a turn waits for the last look.
-  private static let lastLookTimeout: Duration = .seconds(1)
 
   /// Set when the workspace, or the agent's home directory, was found to hold more than it may, or the disk.
   private(set) var excess: (place: String, error: FileError)?
@@ -174,7 +182,7 @@ private actor WorkspaceWatch {
   }
 
   /// Looks for the last time, unless that takes too long.
-  func finish() async {
+  func finish(within timeout: Duration) async {
     if latest?.isDetailed == false {
       // Of a very large workspace nothing more would be learned in the time that it takes.
       await log.record(WorkspaceChanges(omitted: 1), of: turn)
@@ -184,7 +192,7 @@ private actor WorkspaceWatch {
         await earlier?.value
         _ = await look()
       }
-      if await last.value(within: Self.lastLookTimeout) == nil, !isFinished {
+      if await last.value(within: timeout) == nil, !isFinished {
         isFinished = true
         await log.record(WorkspaceChanges(omitted: 1), of: turn)
       }
