@@ -72,6 +72,11 @@ ensure_swift() {
   ((major > 6 || (major == 6 && minor >= 3))) || die "this is Swift $major.$minor; $advice"
 }
 
+# How programs are built that are to be used: with Swift's libraries inside, which makes the responder faster by a sixth.
+# Other flags in the same checkout build everything anew.
+# shellcheck disable=SC2034 # used by the scripts that read this file
+release_flags=(-c release --static-swift-stdlib)
+
 # check_port NUMBER: it is the number of a port, and this user may listen there.
 check_port() {
   if ! [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] || (($1 > 65535)); then
