@@ -118,8 +118,8 @@ let package = Package(
     .executableTarget(
       name: "claude-api-server",
       dependencies: [
-        "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "Monitoring", "SQLiteStore",
-        "Sandbox", "Sessions", "WebSockets", "Workspaces", argumentParser,
+        "CLinux", "ClaudeAPI", "ClaudeRunner", "DemoModel", "HummingbirdFastCGI", "JSONSupport", "Monitoring",
+        "SQLiteStore", "Sandbox", "Sessions", "WebSockets", "Workspaces", argumentParser,
         .product(name: "Configuration", package: "swift-configuration"),
         .product(name: "SystemPackage", package: "swift-system"),
         httpTypes, logging, nioCore, nioPosix, serviceLifecycle, unixSignals,
@@ -142,7 +142,8 @@ let package = Package(
     .testTarget(
       name: "ClaudeRunnerTests",
       dependencies: [
-        "ClaudeRunner", "DemoModel", "JSONSupport", "TestSupport", "fake-claude", logging, nioCore, serviceLifecycle,
+        "ClaudeRunner", "DemoModel", "JSONSupport", "TestSupport", "fake-claude", logging, nioCore, nioPosix,
+        serviceLifecycle,
       ],
       swiftSettings: swiftSettings),
     .testTarget(

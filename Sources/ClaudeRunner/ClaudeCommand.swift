@@ -23,8 +23,8 @@ struct ClaudeCommand {
   var configuration: ClaudeRunnerConfiguration
   /// Absolute path of the CLI.
   var executable: String
-  /// What the gateway knows the process by, if there is a gateway.
-  var token: String?
+  /// The process's way to the model, if there is a gateway.
+  var access: ModelAccess?
 
   // Long texts and secrets go into files that only this user can read; command lines are public and short.
   private var launchDirectory: String { session.configDirectory + "/launch" }
@@ -93,7 +93,7 @@ struct ClaudeCommand {
       environment["IS_SANDBOX"] = "1"
     }
     if let gateway = configuration.gateway {
-      if let token { environment.merge(gateway.environment(token)) { _, new in new } }
+      if let access { environment.merge(gateway.environment(access)) { _, new in new } }
     } else {
       environment.merge(configuration.credentials.environment) { _, new in new }
     }
@@ -105,7 +105,7 @@ struct ClaudeCommand {
     ClaudeLaunch(
       sessionID: session.id, executable: executable, arguments: arguments, environment: environment,
       workingDirectory: session.workingDirectory, configDirectory: session.configDirectory,
-      gatewayDirectory: configuration.gateway?.socketDirectory, network: session.network,
+      gatewayDirectory: access?.directory, network: session.network,
       account: session.account)
   }
 

@@ -155,9 +155,7 @@ public actor ClaudeRunner {
         session: turn.session, options: turn.options, budgetUSD: Self.budget(turn, cost), costAtStart: cost,
         start: start, configuration: configuration, executable: executable)
       try await blocking { [command] () throws(ClaudeFailure) in try command.writeFiles() }
-      if let gateway = configuration.gateway {
-        command.token = try await blocking { () throws(ClaudeFailure) in try gateway.admit(turn.session) }
-      }
+      command.access = try await configuration.gateway?.admit(turn.session)
       if let abort = session.abort {
         await dismiss(command)
         throw abort
@@ -355,14 +353,14 @@ public actor ClaudeRunner {
     if !session.isBusy { sessions[id] = nil }
   }
 
-  /// From now on the process's token is none.
+  /// From now on the process's token is none, and its socket is closed.
   private func dismiss(_ command: ClaudeCommand) async {
-    guard let gateway = configuration.gateway, let token = command.token else { return }
-    do {
-      try await blocking { () throws(ClaudeFailure) in try gateway.dismiss(token) }
+    guard let gateway = configuration.gateway, let access = command.access else { return }
+    do throws(ClaudeFailure) {
+      try await gateway.dismiss(access)
     } catch {
       logger.error(
-        "A token of the model's gateway could not be invalidated",
+        "A process's way to the model could not be closed",
         metadata: ["session": "\(command.session.id)", "reason": "\(error.message)"])
     }
   }

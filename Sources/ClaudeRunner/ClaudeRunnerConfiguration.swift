@@ -137,7 +137,7 @@ public struct ClaudeLaunch: Sendable {
   public var workingDirectory: String
   /// The session's own configuration and transcripts; also HOME and, in it, `tmp` as TMPDIR.
   public var configDirectory: String
-  /// Absolute path of the directory of the socket that leads to the model, if there is one.
+  /// Absolute path of the directory of the process's own socket that leads to the model, if there is one.
   public var gatewayDirectory: String?
   /// Nil leaves it to the sandbox.
   public var network: ClaudeNetwork?

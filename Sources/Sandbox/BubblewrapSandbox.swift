@@ -121,7 +121,7 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     arguments += ["--proc", "/proc", "--dev", "/dev", "--size", temporary, "--perms", "1777", "--tmpfs", "/dev/shm"]
     arguments += ["--size", temporary, "--perms", "1777", "--tmpfs", "/tmp", "--symlink", "../tmp", "/var/tmp"]
     for path in configuration.readOnlyPaths { arguments += ["--ro-bind", path, path] }
-    // The directory, not the socket: there is another one after a restart of what listens on it.
+    // The session's own: what it sees of the way to the model.
     if let path = launch.gatewayDirectory { arguments += ["--ro-bind", path, path] }
     // The program after /tmp, and the session after the program: each may lie in the one before.
     for path in Self.programFiles(launch.executable) { arguments += ["--ro-bind", path, path] }
@@ -132,11 +132,11 @@ public struct BubblewrapSandbox: ClaudeSandbox {
     return arguments + ["--chdir", launch.workingDirectory]
   }
 
+  /// The server has far more.
   private static let maximumDescriptors = 4096
 
   /// Inside of the namespaces, so that the processes of this sandbox alone are counted.
   var limits: [String] {
-    // With few descriptors it can keep few connections of nginx's, which all share.
     var limits = [
       Self.limiter, "--core=0", "--nproc=\(configuration.maximumProcesses)", "--nofile=\(Self.maximumDescriptors)",
     ]

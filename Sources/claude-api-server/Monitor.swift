@@ -298,6 +298,17 @@ final class Monitor: ServerStatus {
       .counter, "claude_api_gateway_disagreements_total",
       "Comparisons in which the tokens of nginx and of the CLI were not the same.",
       metrics.gateway.disagreements.value)
+    let connections = gateway.statistics
+    text.add(
+      .gauge, "claude_api_model_connections", "Connections of agents to the model that are open.",
+      Double(connections.open))
+    text.add(
+      .counter, "claude_api_model_connections_bounded_total",
+      "How often an agent had as many of them as it may have, so that further ones had to wait.",
+      Double(connections.bounded))
+    text.add(
+      .counter, "claude_api_model_connections_failed_total", "Connections of agents that nginx did not take.",
+      Double(connections.failed))
   }
 
   private func addPool(_ pool: ClaudeRunnerStatistics, _ figures: Figures, to text: inout Exposition) {

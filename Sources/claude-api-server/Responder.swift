@@ -1,3 +1,4 @@
+import CLinux
 import ClaudeAPI
 import ClaudeRunner
 import Foundation
@@ -35,6 +36,18 @@ struct Responder {
 
   func run() async throws {
     defer { log.flush() }
+    // What agents send and get has a thread of its own.
+    let modelLoops = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    do {
+      try await run(modelLoops)
+    } catch {
+      try await modelLoops.shutdownGracefully()
+      throw error
+    }
+    try await modelLoops.shutdownGracefully()
+  }
+
+  private func run(_ modelLoops: MultiThreadedEventLoopGroup) async throws {
     let manager = try ServiceManager(environment: ProcessInfo.processInfo.environment)
     try Workspaces.makeDirectories(configuration.stateDirectory)
     // Only now is it certain that no other responder uses this state.
@@ -44,9 +57,10 @@ struct Responder {
       root: configuration.workspaceRoot, configurationRoot: configuration.stateDirectory + "/claude-config",
       limits: configuration.files.limits)
     let address = try address(manager)
-    let gateway = gateway
-    try Workspaces.makeDirectories(gateway.socketDirectory)
-    try Workspaces.makeDirectories(gateway.tokenDirectory)
+    var runnerConfiguration = runnerConfiguration
+    let gateway = gateway(modelLoops, processes: runnerConfiguration.maximumProcesses)
+    try Workspaces.makeDirectories(gateway.configuration.socketDirectory)
+    try Workspaces.makeDirectories(gateway.configuration.tokenDirectory)
     let ledger = GatewayLedger(log: configuration.modelLog, prices: configuration.modelPrices, logger: logger)
     let metrics = ServerMetrics(ledger)
     let databasePath = configuration.stateDirectory + "/claude-api.sqlite"
@@ -58,7 +72,6 @@ struct Responder {
     let store = try await SQLiteSessionStore.open(storeConfiguration)
     let watchdog = Watchdog(manager, store, logger)
     let sandbox = try await Sandboxing(configuration, logger).sandbox()
-    var runnerConfiguration = runnerConfiguration
     runnerConfiguration.sandbox = sandbox
     runnerConfiguration.gateway = gateway
     let used = runnerConfiguration
@@ -191,14 +204,22 @@ struct Responder {
     if !gateway.isListening {
       logger.warning(
         "Nothing listens on the model's socket; messages will fail until nginx serves it",
-        metadata: ["socket": "\(gateway.socket)"])
+        metadata: ["socket": "\(gateway.configuration.socket)"])
     }
   }
 
-  private var gateway: ModelGateway {
-    ModelGateway(
+  private func gateway(_ eventLoopGroup: any EventLoopGroup, processes: Int) -> ModelGateway {
+    let each = configuration.modelConnections(processes: processes, descriptors: clinux_raise_file_limit())
+    if each < configuration.modelConnections {
+      logger.info(
+        "A process of the CLI may have fewer connections to the model than is set, as there may be so many processes",
+        metadata: ["connections": "\(each)", "processes": "\(processes)"])
+    }
+    var gateway = ModelGatewayConfiguration(
       socket: configuration.modelSocket, tokenDirectory: configuration.modelTokenDirectory,
-      host: configuration.modelHost)
+      socketDirectory: configuration.modelSocketDirectory, host: configuration.modelHost)
+    gateway.maximumConnections = each
+    return ModelGateway(gateway, eventLoopGroup: eventLoopGroup, logger: logger)
   }
 
   private var runnerConfiguration: ClaudeRunnerConfiguration {

@@ -21,6 +21,9 @@ struct ServerConfiguration: Sendable {
   /// Host and, if it is given, port of the model's API.
   var modelHost: String
   var modelSocket: String
+  /// Short enough for the sockets in it.
+  var modelSocketDirectory: String
+  var modelConnections: Int
   var modelTokenDirectory: String
   var modelLog: String
   var modelPrices: ModelPrices
@@ -50,6 +53,18 @@ struct ServerConfiguration: Sendable {
   var keyLimits: KeyLimits
   var maximumStreams: Int
   var memoryReserve: Int
+
+  /// The connections that each process of the CLI may have to nginx, so that half of nginx's are left to the API when all
+  /// have them: for each, nginx may need another one to the model.
+  ///
+  /// - Parameters:
+  ///   - processes: how many there may be.
+  ///   - descriptors: those that this process may have, which are as many as nginx's: it has fewer connections where
+  ///     there are few of them. See scripts/render-nginx.
+  func modelConnections(processes: Int, descriptors: Int) -> Int {
+    let all = min(4096, max(0, descriptors) / 8)
+    return max(1, min(modelConnections, all / max(1, processes)))
+  }
 
   /// What workspaces may hold, and how their files come in and go out.
   struct Files: Sendable {
@@ -117,7 +132,16 @@ struct ServerConfiguration: Sendable {
       summary: "base URL of the model's API, the one that nginx passes requests on to")
     static let modelSocket = Setting(
       key: "model.socket", kind: .path, defaultText: "STATE/run/model/api.sock",
-      summary: "nginx's socket for the CLI's requests to the model, alone in its directory; at most 107 bytes")
+      summary: "nginx's socket for the requests to the model, which no agent sees; at most 107 bytes")
+    static let modelSocketDirectory = Setting(
+      key: "model.socket-dir", kind: .path, defaultText: "STATE/run/agents",
+      summary:
+        "where each CLI process has its socket, from which requests go on to nginx's; at most \(ModelGatewayConfiguration.longestSocketDirectory) bytes"
+    )
+    static let modelConnections = Setting(
+      key: "model.max-connections", kind: .integer(4...1024), defaultText: "32",
+      summary: "connections to the model of a CLI process with its tools, as far as all together have 4096; others wait"
+    )
     static let modelTokenDirectory = Setting(
       key: "model.token-dir", kind: .path, defaultText: "STATE/run/model-tokens",
       summary: "where nginx finds which CLI processes there are")
@@ -270,14 +294,13 @@ struct ServerConfiguration: Sendable {
 
     private static let listed = [
       stateDirectory, workspaceRoot, socketPath, webSocketPath, webSocketOrigins, webSocketMaximumMessage, claudePath,
-      demoModelURL, modelURL, modelSocket, modelTokenDirectory, modelLog, modelPrices, allowedTools, approvalTimeout,
-      maximumProcesses,
-      maximumStarting, idleTimeout, startTimeout, turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries,
-      lineLimit, queueLength, maximumBody,
-      maximumPrompt,
-      drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime, gitSources, gitTimeout,
-      sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors, sandboxProcessorsOfKey, sandboxTemporary,
-      sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams, memoryReserve, minimumFreeDisk, logLevel,
+      demoModelURL, modelURL, modelSocket, modelSocketDirectory, modelConnections, modelTokenDirectory, modelLog,
+      modelPrices, allowedTools, approvalTimeout, maximumProcesses, maximumStarting, idleTimeout, startTimeout,
+      turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries, lineLimit, queueLength, maximumBody,
+      maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime,
+      gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors,
+      sandboxProcessorsOfKey, sandboxTemporary, sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams,
+      memoryReserve, minimumFreeDisk, logLevel,
       logFormat,
     ]
 
@@ -308,6 +331,14 @@ struct ServerConfiguration: Sendable {
     modelHost = try Self.host(
       demoModelURL.map { (Row.demoModelURL, $0) } ?? (Row.modelURL, modelURL ?? Row.modelURL.defaultText))
     modelSocket = try settings.path(Row.modelSocket) ?? state + "/run/model/api.sock"
+    modelSocketDirectory = try settings.path(Row.modelSocketDirectory) ?? state + "/run/agents"
+    let longest = ModelGatewayConfiguration.longestSocketDirectory
+    guard modelSocketDirectory.utf8.count <= longest else {
+      throw SettingsError(
+        description: "\(Row.modelSocketDirectory.key) is longer than \(longest) bytes, too long for the sockets in it: "
+          + modelSocketDirectory)
+    }
+    modelConnections = try settings.integer(Row.modelConnections) ?? 32
     modelTokenDirectory = try settings.path(Row.modelTokenDirectory) ?? state + "/run/model-tokens"
     modelLog = try settings.path(Row.modelLog) ?? state + "/nginx/logs/model.log"
     modelPrices = try ModelPrices(file: try settings.path(Row.modelPrices))

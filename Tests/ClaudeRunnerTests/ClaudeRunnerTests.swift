@@ -1,5 +1,6 @@
 import Foundation
 import JSONSupport
+import NIOPosix
 import TestSupport
 import Testing
 
@@ -90,13 +91,18 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
-  @Test func eachProcessHasATokenAndNoCredential() async throws {
+  @Test func eachProcessHasATokenASocketAndNoCredential() async throws {
     let directory = FileManager.default.temporaryDirectory.appending(path: "gateway-\(UUID().uuidString)").path()
-    let tokens = directory + "/tokens"
-    try FileManager.default.createDirectory(atPath: tokens, withIntermediateDirectories: true)
+    let (tokens, sockets) = (directory + "/tokens", directory + "/agents")
+    for path in [tokens, sockets] {
+      try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    }
     defer { try? FileManager.default.removeItem(atPath: directory) }
-    func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: tokens) }
-    let gateway = ModelGateway(socket: directory + "/m/api.sock", tokenDirectory: tokens, host: "api.example:1")
+    func names(_ path: String) throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: path) }
+    let gateway = ModelGateway(
+      ModelGatewayConfiguration(
+        socket: directory + "/m/api.sock", tokenDirectory: tokens, socketDirectory: sockets, host: "api.example:1"),
+      eventLoopGroup: MultiThreadedEventLoopGroup.singleton)
     let fixture = try Fixture {
       $0.gateway = gateway
       $0.credentials.apiKey = "the credential"
@@ -105,23 +111,29 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     var session = try fixture.session()
     session.account = "k1"
     let environment = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "fake:environment")).text
-    let first = try #require(try names().first)
-    #expect(try names().count == 1 && first.hasPrefix("\(session.id).k1.") && first.utf8.count == 36 + 4 + 32)
+    let first = try #require(try names(tokens).first)
+    #expect(try names(tokens).count == 1 && first.hasPrefix("\(session.id).k1.") && first.utf8.count == 36 + 4 + 32)
+    let socket = "\(sockets)/\(try #require(try names(sockets).first))/model"
     for entry in [
-      "ANTHROPIC_API_KEY=\(first)", "ANTHROPIC_UNIX_SOCKET=\(directory)/m/api.sock",
-      "ANTHROPIC_BASE_URL=http://api.example:1",
+      "ANTHROPIC_API_KEY=\(first)", "ANTHROPIC_UNIX_SOCKET=\(socket)", "ANTHROPIC_BASE_URL=http://api.example:1",
     ] {
       #expect(environment.contains(entry.replacing("/", with: "\\/")) || environment.contains(entry), "\(environment)")
     }
     #expect(!environment.contains("credential") && !environment.contains("CLAUDE_CODE_OAUTH_TOKEN"))
+    for (path, mode) in [(socket, 0o600), ((socket as NSString).deletingLastPathComponent, 0o700)] {
+      let attributes = try FileManager.default.attributesOfItem(atPath: path)
+      #expect(attributes[.posixPermissions] as? Int == mode, "\(path)")
+    }
     await fixture.runner.stop(session: session.id)
-    #expect(try names().isEmpty)
+    #expect(try names(tokens).isEmpty && names(sockets).isEmpty)
     _ = try await fixture.runner.run(ClaudeTurn(session: session, prompt: "again", expectsHistory: true))
-    let second = try names()
+    let second = try names(tokens)
     #expect(second.count == 1 && second != [first])
-    // A server that was killed leaves tokens behind, which the next one doesn't know.
+    #expect(try names(sockets).count == 1)
+    // A server that was killed leaves both behind, and the next one doesn't know them.
+    try FileManager.default.createDirectory(atPath: sockets + "/empty", withIntermediateDirectories: false)
     try gateway.prepare()
-    #expect(try names().isEmpty)
+    #expect(try names(tokens).isEmpty && names(sockets).isEmpty)
     #expect(!gateway.isListening)
     #expect(try await fixture.end() == [])
   }

@@ -64,23 +64,124 @@ struct GatewayTests {
 
   @Test func aTokenIsGoodAsLongAsItsProcess() async throws {
     try await run { stack in
-      let tokens = stack.stateDirectory + "/run/model-tokens"
-      func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: tokens) }
-      #expect(try names().isEmpty)
+      let (tokens, sockets) = (stack.stateDirectory + "/run/model-tokens", stack.stateDirectory + "/run/agents")
+      // For each token there is a socket.
+      func names() async throws -> [String] {
+        while true {
+          let names = try FileManager.default.contentsOfDirectory(atPath: tokens)
+          if try FileManager.default.contentsOfDirectory(atPath: sockets).count == names.count { return names }
+          try await Task.sleep(for: .milliseconds(10))
+        }
+      }
+      #expect(try await names().isEmpty)
       let id = try await stack.createSession()
       _ = try await stack.say("hello", to: id)
-      #expect(try names().map { String($0.prefix(36)) } == [id])
+      #expect(try await names().map { String($0.prefix(36)) } == [id])
       let seen = try await stack.say(#"[[tool Bash {"command":"ls \#(stack.stateDirectory)/run \#(tokens)"}]]"#, to: id)
       #expect(!seen.contains(id), "\(seen)")
       #expect(try await stack.request(.DELETE, "/sessions/\(id)").status == 200)
-      while !(try names().isEmpty) { try await Task.sleep(for: .milliseconds(10)) }
+      while !(try await names().isEmpty) { try await Task.sleep(for: .milliseconds(10)) }
       let other = try await stack.createSession()
       _ = try await stack.say("hello", to: other)
       await stack.killResponder()
-      #expect(try names().count == 1)
+      #expect(try await names().count == 1)
       try await stack.startResponder()
-      #expect(try names().isEmpty)
+      #expect(try await names().isEmpty)
       _ = try await stack.say("hello again", to: other)
+    }
+  }
+
+  /// Opens connections to the model all the time and never says enough on any of them to be a request. Notes in a file
+  /// when no more are taken, and ends when there is another one.
+  private static let attack = #"""
+    use strict; use Socket qw(:DEFAULT SOCK_NONBLOCK);
+    my $address = pack_sockaddr_un($ENV{ANTHROPIC_UNIX_SOCKET});
+    my ($opened, @held) = (0);
+    until (-e "enough") {
+      socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die "socket: $!";
+      if (connect $s, $address) {
+        syswrite $s, "POST /v1/messages HTTP/1.1\r\nHost: model\r\nX-";
+        push @held, $s; $opened++;
+      } else {
+        open my $note, ">", "full"; close $note;
+        select undef, undef, undef, 0.002;
+        @held = grep { my $read = sysread $_, my $byte, 1; !(defined $read && $read == 0) } @held;
+      }
+    }
+    print "opened $opened\n";
+    """#
+
+  /// The connections that something holds to the socket of this path.
+  private func connections(to socket: String) -> Int {
+    text(of: "/proc/net/unix").split(separator: "\n").count { line in
+      let fields = line.split(separator: " ")
+      return fields.last.map(String.init) == socket && fields.count > 5 && fields[5] == "03"
+    }
+  }
+
+  @Test func aHostileAgentTakesItsOwnConnectionsOnly() async throws {
+    try await run(["model-max-connections": "8"]) { stack in
+      let (hostile, other) = (try await stack.createSession(), try await stack.createSession())
+      _ = try await stack.say("hello", to: other)
+      let workspace = "\(stack.workspaceRoot)/\(hostile)"
+      try Self.attack.write(toFile: workspace + "/attack.pl", atomically: true, encoding: .utf8)
+      async let attack = stack.say(#"[[tool Bash {"command":"perl attack.pl"}]]"#, to: hostile)
+      while !FileManager.default.fileExists(atPath: workspace + "/full") {
+        try await Task.sleep(for: .milliseconds(10))
+      }
+      // All that it may have is held, and costs neither the API nor the other session anything.
+      for round in 0..<5 {
+        #expect(try await stack.get("/sessions").status == 200)
+        #expect(try await stack.say("round \(round)", to: other).contains("round \(round)"))
+        // What the one side has closed is the other's for a moment.
+        var held = connections(to: stack.directory + "/m/api.sock")
+        for _ in 0..<500 where held > 2 * 8 {
+          try await Task.sleep(for: .milliseconds(10))
+          held = connections(to: stack.directory + "/m/api.sock")
+        }
+        #expect(held <= 2 * 8)
+      }
+      let metrics = try PrometheusText(try await stack.get("/metrics").text)
+      #expect(metrics.value("claude_api_model_connections_bounded_total") ?? 0 >= 1)
+      #expect((1...16).contains(metrics.value("claude_api_model_connections") ?? 0))
+      let notices = stack.responderLog.split(separator: "\n").filter {
+        $0.contains("connections to the model as it may")
+      }
+      #expect(notices.count == 1 && notices[0].contains(hostile), "\(notices)")
+      try Data().write(to: URL(filePath: workspace + "/enough"))
+      let said = try await attack
+      let opened = try #require(said.firstMatch(of: /opened (\d+)/).flatMap { Int($0.1) }, "\(said)")
+      #expect(opened > 100)
+      #expect(try await stack.say("and now", to: hostile).contains("and now"))
+    }
+  }
+
+  @Test func noAgentSeesNginxsOwnSocketOrAnothersWay() async throws {
+    try await run { stack in
+      let (one, two) = (try await stack.createSession(), try await stack.createSession())
+      _ = try await stack.say("hello", to: two)
+      let look =
+        "ls -A \(stack.directory) \(stack.directory)/m \(stack.stateDirectory)/run/agents 2>&1; echo $ANTHROPIC_UNIX_SOCKET"
+      let seen = try await stack.say(#"[[tool Bash {"command":"\#(look)"}]]"#, to: one)
+      let sockets = try FileManager.default.contentsOfDirectory(atPath: stack.stateDirectory + "/run/agents")
+      #expect(sockets.count == 2)
+      let own = try #require(sockets.first { seen.contains("/run/agents/\($0)/model") }, "\(seen)")
+      #expect(!seen.contains(try #require(sockets.first { $0 != own })), "\(seen)")
+      #expect(seen.contains("cannot access '\(stack.directory)/m'") && !seen.contains("api.sock"), "\(seen)")
+    }
+  }
+
+  @Test func withoutNginxTheClientIsToldSo() async throws {
+    try await run(["claude-model-retries": "1"]) { stack in
+      let id = try await stack.createSession()
+      let socket = stack.directory + "/m/api.sock"
+      try FileManager.default.moveItem(atPath: socket, toPath: socket + ".away")
+      let answer = try await stack.post("/sessions/\(id)/messages", ["prompt": "are you there?"])
+      #expect(answer.status == 502)
+      #expect(try answer.json["code"] == "model_error", "\(answer.text)")
+      #expect(answer.text.contains("nginx does not answer on the model's socket"), "\(answer.text)")
+      try FileManager.default.moveItem(atPath: socket + ".away", toPath: socket)
+      #expect(try await stack.say("and now?", to: id).contains("and now?"))
     }
   }
 

@@ -317,29 +317,6 @@ import Testing
     }
   }
 
-  @Test func limitsTheNumberOfRequestsOfAllSessions() async throws {
-    try await withPlainUpstream(options: ["--model-all-connections", "2"]) { gateway in
-      let body = #"{"stream": true, "endless": true}"#
-      var held: [RawConnection] = []
-      for session in ["0f", "1f"] {
-        let token = session + Self.token.dropFirst(2)
-        try Data().write(to: URL(filePath: "\(gateway.directory)/tokens/\(token)"))
-        let connection = try RawConnection(unixSocket: gateway.directory + "/m/api.sock")
-        try await connection.send(
-          "POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Api-Key: \(token)\r\n"
-            + "Content-Length: \(body.utf8.count)\r\n\r\n\(body)")
-        _ = try await connection.receive(untilText: "event: ping")
-        held.append(connection)
-      }
-      let refused = try await gateway.post()
-      #expect(refused.status == 429 && refused.body.contains("rate_limit_error"), "\(refused)")
-      held = []
-      var answer = try await gateway.post()
-      for _ in 0..<500 where answer.status == 429 { answer = try await gateway.post() }
-      #expect(answer.status == 200)
-    }
-  }
-
   @Test func limitsTheRateOfASession() async throws {
     try await withPlainUpstream(options: ["--model-rate", "1", "--model-burst", "2"]) { gateway in
       let statuses = try await withThrowingTaskGroup(of: Int.self) { group in

@@ -113,8 +113,8 @@ import Testing
         arguments == [
           "serve", "--socket-path", stage.state + "/run/responder.sock", "--state-dir", stage.state,
           "--workspace-root", directory + "/work", "--claude-path", "/bin/true", "--demo-model-url",
-          "http://127.0.0.1:4711", "--model-socket", stage.state + "/run/model/api.sock", "--model-token-dir",
-          stage.state + "/run/model-tokens",
+          "http://127.0.0.1:4711", "--model-socket", stage.state + "/run/model/api.sock", "--model-socket-dir",
+          stage.state + "/run/agents", "--model-token-dir", stage.state + "/run/model-tokens",
         ])
       #expect(throws: (any Error).self) { try RawConnection(port: stage.port) }
       #expect(try FileManager.default.contentsOfDirectory(atPath: stage.state + "/run") == ["lock"])

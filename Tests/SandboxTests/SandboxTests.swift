@@ -45,12 +45,13 @@ struct SandboxTests {
         #"for path in "$@"; do [ -e "$path" ] && echo "visible: $path"; done; ls "$1/.." "$1/../run""#,
         [
           state + "/claude-config", state + "/claude-api.sqlite", state + "/sandbox", fixture.other.workingDirectory,
-          fixture.other.configDirectory, "/etc/shadow", "/root", "/home", "/run", "/sys", "/boot", "/opt", "/srv",
+          fixture.other.configDirectory, state + "/run/agents/other", "/etc/shadow", "/root", "/home", "/run", "/sys",
+          "/boot", "/opt", "/srv",
           "/var/lib", "/etc/ssl/private", "/proc/1/root/root", "/proc/self/root/etc/shadow",
         ])
       #expect(
         output == "visible: \(state)/claude-config\n\(state)/claude-config/..:\nclaude-config\nrun\n\n"
-          + "\(state)/claude-config/../run:\nmodel", "\(output)")
+          + "\(state)/claude-config/../run:\nagents", "\(output)")
       let (_, around) = try await fixture.run(#"ls -A "$1/w" "$1/state/claude-config" "$1""#, [fixture.directory])
       #expect(!around.contains(fixture.other.sessionID) && around.contains(fixture.own.sessionID), "\(around)")
       #expect(!around.contains("sqlite") && !around.contains("output"))
@@ -257,7 +258,7 @@ struct SandboxTests {
   private static let networkProbe = """
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null && echo "tcp reached" || echo "tcp refused"
     perl -MIO::Socket::UNIX -e 'print IO::Socket::UNIX->new(Peer => $ARGV[0]) ? "model reached\n" : "model refused\n"' \
-      "$2/api.sock"
+      "$2/model"
     tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' | sort | tr '\n' ' '
     """
 
@@ -283,12 +284,12 @@ struct SandboxTests {
         output: fixture.directory + "/decoy.log"
       ) { child in
         try await waitUntilListening(port: port, child: child)
-        let socket = fixture.gatewayDirectory + "/api.sock"
+        let socket = fixture.gatewayDirectory + "/model"
         var descriptor = try listener(socket)
         let arguments = [String(port), fixture.gatewayDirectory]
         let (_, only) = try await fixture.run(Self.networkProbe, arguments)
         #expect(only.split(separator: "\n") == ["tcp refused", "model reached", "lo"], "\(only)")
-        // After a restart of nginx it is another socket.
+        // Another socket in its place is seen as well.
         close(descriptor)
         unlink(socket)
         descriptor = try listener(socket)
@@ -298,9 +299,9 @@ struct SandboxTests {
         close(descriptor)
         // Nothing can be put beside it or in its place.
         let (_, written) = try await fixture.run(
-          #"rm -f "$1/api.sock" 2>/dev/null && echo removed; touch "$1/x" 2>/dev/null && echo made; ls "$1""#,
+          #"rm -f "$1/model" 2>/dev/null && echo removed; touch "$1/x" 2>/dev/null && echo made; ls "$1""#,
           [fixture.gatewayDirectory])
-        #expect(written == "api.sock")
+        #expect(written == "model")
       }
     }
   }

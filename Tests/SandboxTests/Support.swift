@@ -10,18 +10,16 @@ struct Fixture {
   let sandbox: BubblewrapSandbox
   let own: ClaudeLaunch
   let other: ClaudeLaunch
-  /// The directory of the socket that leads to the model.
-  var gatewayDirectory: String { directory + "/state/run/model" }
+  /// The directory of the socket from which the session's requests go to the model.
+  var gatewayDirectory: String { directory + "/state/run/agents/own" }
 
   init(in directory: String, _ change: (inout SandboxConfiguration) -> Void = { _ in }) async throws {
     self.directory = directory
     var configuration = SandboxConfiguration(supportDirectory: directory + "/state/sandbox")
     change(&configuration)
     sandbox = try await BubblewrapSandbox.prepare(configuration)
-    let gateway = directory + "/state/run/model"
-    try FileManager.default.createDirectory(atPath: gateway, withIntermediateDirectories: true)
-    own = try Self.launch(in: directory, gateway)
-    other = try Self.launch(in: directory, gateway)
+    own = try Self.launch(in: directory, directory + "/state/run/agents/own")
+    other = try Self.launch(in: directory, directory + "/state/run/agents/other")
     for path in [directory + "/state/claude-api.sqlite", other.workingDirectory + "/theirs"] {
       try Data("decoy".utf8).write(to: URL(filePath: path))
     }
@@ -33,7 +31,7 @@ struct Fixture {
       sessionID: id, executable: "/bin/sh", arguments: [], environment: [:],
       workingDirectory: "\(directory)/w/\(id)", configDirectory: "\(directory)/state/claude-config/\(id)",
       gatewayDirectory: gateway, account: "somebody")
-    for path in [launch.workingDirectory, launch.configDirectory] {
+    for path in [launch.workingDirectory, launch.configDirectory, gateway] {
       try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
     }
     return launch

@@ -100,11 +100,40 @@ import Workspaces
     #expect(plain.modelHost == "api.anthropic.com")
     #expect(plain.modelSocket == plain.stateDirectory + "/run/model/api.sock")
     #expect(plain.modelTokenDirectory == plain.stateDirectory + "/run/model-tokens")
+    #expect(plain.modelSocketDirectory == plain.stateDirectory + "/run/agents")
+    let longest = "/" + String(repeating: "x", count: 93)
+    #expect(try await configuration(["--model-socket-dir=\(longest)"]).modelSocketDirectory == longest)
+    #expect(await message(["--model-socket-dir=\(longest)x"]).contains("model.socket-dir"))
     #expect(try await configuration(["--model-url=https://gateway.example:8443/v"]).modelHost == "gateway.example:8443")
     let demo = try await configuration(["--demo-model-url=http://127.0.0.1:1", "--model-url=https://x.example"])
     #expect(demo.modelHost == "127.0.0.1:1")
     #expect(await message(["--model-url=gateway.example"]).contains("model.url"))
     #expect(await message(["--model-url=ftp://gateway.example"]).contains("model.url"))
+  }
+
+  /// All agents together, and what nginx needs to pass them on, leave the API half of nginx's connections.
+  @Test(arguments: [1024, 4096, nil])
+  func agentsLeaveHalfOfNginxsConnections(_ fewer: Int?) async throws {
+    var limit = rlimit()
+    try #require(getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0)
+    let descriptors = min(fewer ?? .max, Int(clamping: limit.rlim_max))
+    let (plain, many) = (try await configuration(), try await configuration(["--model-max-connections=1024"]))
+    #expect(plain.modelConnections(processes: 4, descriptors: descriptors) == 32)
+    try await withTemporaryDirectory { directory in
+      let script = #"ulimit -n "$1" && exec "$2/scripts/render-nginx" "$3" --socket /s/r.sock"#
+      let exit = try await run(
+        ["bash", "-c", script, "bash", "\(descriptors)", repositoryRoot, directory + "/n"], output: directory + "/log")
+      try #require(exit == .status(0), "\(text(of: directory + "/log"))")
+      let rendered = text(of: directory + "/n/nginx.conf")
+      let connections = try #require(
+        rendered.firstMatch(of: /worker_connections (\d+);/).flatMap { Int($0.1) }, "\(rendered)")
+      for processes in [1, 2, 50, 100] {
+        for configuration in [plain, many] {
+          let each = configuration.modelConnections(processes: processes, descriptors: descriptors)
+          #expect(each >= 1 && processes * each * 2 <= connections / 2, "\(processes) \(each) \(connections)")
+        }
+      }
+    }
   }
 
   @Test func controlGroupsAreFoundGivenOrNone() async throws {
