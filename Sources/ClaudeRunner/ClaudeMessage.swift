@@ -95,10 +95,14 @@ extension ClaudeMessage {
   }
 
   /// A number of things: not negative, and so small that some millions of them can be added up.
-  static func count(_ value: JSONValue?) -> Int64 { min(max(value?.intValue ?? 0, 0), 1 << 40) }
+  static func count(_ value: JSONValue?) -> Int64 { min(max(value?.intValue ?? 0, 0), largestCount) }
 
   /// A sum of money: from nothing to a million.
-  static func dollars(_ value: JSONValue?) -> Double { min(max(value?.doubleValue ?? 0, 0), 1_000_000) }
+  static func dollars(_ value: JSONValue?) -> Double { min(max(value?.doubleValue ?? 0, 0), mostDollars) }
+
+  // These hold for what is added up of many numbers, too: there may be any number of them.
+  static let largestCount: Int64 = 1 << 40
+  static let mostDollars = 1_000_000.0
 }
 
 /// The answer to a permission request.
@@ -190,17 +194,23 @@ public struct ClaudeUsage: Sendable, Hashable, Codable {
     let entries = (models?.objectValue ?? [:]).values
     guard entries.contains(where: { $0["inputTokens"] != nil }) else { return nil }
     for entry in entries {
-      inputTokens += ClaudeMessage.count(entry["inputTokens"])
-      outputTokens += ClaudeMessage.count(entry["outputTokens"])
-      cacheReadTokens += ClaudeMessage.count(entry["cacheReadInputTokens"])
-      cacheCreationTokens += ClaudeMessage.count(entry["cacheCreationInputTokens"])
+      var usage = ClaudeUsage()
+      usage.inputTokens = ClaudeMessage.count(entry["inputTokens"])
+      usage.outputTokens = ClaudeMessage.count(entry["outputTokens"])
+      usage.cacheReadTokens = ClaudeMessage.count(entry["cacheReadInputTokens"])
+      usage.cacheCreationTokens = ClaudeMessage.count(entry["cacheCreationInputTokens"])
+      self += usage
     }
   }
 
+  /// Each sum is again no more than a count can be.
   static func += (sum: inout Self, other: Self) {
-    sum.inputTokens += other.inputTokens
-    sum.outputTokens += other.outputTokens
-    sum.cacheReadTokens += other.cacheReadTokens
-    sum.cacheCreationTokens += other.cacheCreationTokens
+    func add(_ kind: WritableKeyPath<Self, Int64>) {
+      sum[keyPath: kind] = min(sum[keyPath: kind] + other[keyPath: kind], ClaudeMessage.largestCount)
+    }
+    add(\.inputTokens)
+    add(\.outputTokens)
+    add(\.cacheReadTokens)
+    add(\.cacheCreationTokens)
   }
 }

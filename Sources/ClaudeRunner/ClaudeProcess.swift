@@ -600,7 +600,7 @@ actor ClaudeProcess {
     if turn == nil || message.isResultOfOwnAccord {
       // A turn of its own, after background work: its cost is charged to the next turn that somebody asked for.
       unchargedUsage += usage(of: message.json)
-      uncharged += cost(of: message.json)
+      uncharged = min(uncharged + cost(of: message.json), ClaudeMessage.mostDollars)
       turn?.texts = []
       turn?.finalAnswer = nil
     } else {
@@ -677,7 +677,7 @@ actor ClaudeProcess {
     result.raw = json
     result.usage = usage(of: json)
     result.usage += unchargedUsage
-    result.costUSD = cost(of: json) + uncharged
+    result.costUSD = min(cost(of: json) + uncharged, ClaudeMessage.mostDollars)
     unchargedUsage = ClaudeUsage()
     uncharged = 0
     result.numTurns = Int(ClaudeMessage.count(json["num_turns"]))
@@ -719,7 +719,7 @@ actor ClaudeProcess {
     let total = ClaudeMessage.dollars(result["total_cost_usd"])
     defer { lastTotalCost = total }
     if let usage = result["model_usage_since_last_result"]?.objectValue {
-      return usage.values.reduce(0) { $0 + ClaudeMessage.dollars($1["costUSD"]) }
+      return min(usage.values.reduce(0) { $0 + ClaudeMessage.dollars($1["costUSD"]) }, ClaudeMessage.mostDollars)
     }
     guard let lastTotalCost, total >= lastTotalCost else { return total }
     return total - lastTotalCost

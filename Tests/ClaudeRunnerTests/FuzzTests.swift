@@ -115,4 +115,16 @@ import Testing
   func absurdNumbersAreBounded(_ line: String) {
     check(ClaudeMessage(line: line.utf8), 0)
   }
+  /// What was found: some million counts, each within its bound, whose sum no integer holds, which ended the server.
+  @Test func sumsAreBoundedToo() throws {
+    let models = try JSONValue(
+      parsing: #"{"a":{"inputTokens":1099511627776,"outputTokens":1},"b":{"inputTokens":1099511627776}}"#)
+    var sum = try #require(ClaudeUsage(models: models))
+    #expect(sum.inputTokens == 1 << 40 && sum.outputTokens == 1)
+    for _ in 0..<64 {
+      let other = sum
+      sum += other
+    }
+    #expect(sum.inputTokens == 1 << 40 && sum.outputTokens == 1 << 40)
+  }
 }
