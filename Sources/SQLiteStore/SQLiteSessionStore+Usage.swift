@@ -19,6 +19,7 @@ extension SQLiteSessionStore {
       switch size {
       case .measured(let bytes): ("?", bytes)
       case .more(let bytes): ("coalesce(files, 0) + ?", bytes)
+      case .atLeast(let bytes): ("max(coalesce(files, 0), ?)", bytes)
       }
     try await writer.perform { database in
       try database.run(

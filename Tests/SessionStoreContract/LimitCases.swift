@@ -435,7 +435,9 @@ extension SessionStore {
   let open = try await store.addSession()
   for session in [one, two, open] { try await store.noteFiles(.measured(1000), of: session.id) }
   try await store.noteFiles(.measured(300), of: one.id)
-  try await store.noteFiles(.more(50), of: one.id)
+  try await store.noteFiles(.more(40), of: one.id)
+  try await store.noteFiles(.atLeast(350), of: one.id)
+  try await store.noteFiles(.atLeast(349), of: one.id)
   try await store.noteFiles(.more(50), of: UUID())
   #expect(try await store.usage(of: "k", at: time(1)).diskBytes == 1350)
   #expect(try await store.usage(of: "", at: time(1)).diskBytes == 1000)

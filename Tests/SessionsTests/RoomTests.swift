@@ -77,6 +77,18 @@ import Workspaces
     }
   }
 
+  /// A look that began before a client's change, and ends after it, doesn't take the change's room away.
+  @Test(.timeLimit(.minutes(5))) func aLookThatIsOvertakenMakesNothingLess() async throws {
+    try await withService(limits: Self.policy(5 * Self.megabyte)) { service in
+      let (one, two) = (try await newSession("a", service), try await newSession("a", service))
+      let mark = await service.room.mark()
+      try await bring(3, "x", to: one, service)
+      await service.room.measured(one.id, 0, since: mark)
+      await expectNoRoom { try await bring(3, "y", to: two, service) }
+      #expect(try await service.standing(of: "a").usage.diskBytes >= 3 * Self.megabyte)
+    }
+  }
+
   @Test(.timeLimit(.minutes(5))) func whatFailedTakesNoRoom() async throws {
     struct Failure: Error {}
     try await withService(limits: Self.policy(5 * Self.megabyte)) { service in

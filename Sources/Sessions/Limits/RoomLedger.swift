@@ -28,6 +28,8 @@ actor RoomLedger {
   private var touched: [UUID: UInt64] = [:]
   private var clock: UInt64 = 0
   private var measuring: [UUID: Task<Void, Never>] = [:]
+  /// The latest figure of a session that is being written down.
+  private var noting: [UUID: Task<Void, Never>] = [:]
   /// Keys that have no session any more that was never measured.
   private var known: Set<String> = []
   private var round: Task<Void, Never>?
@@ -103,10 +105,11 @@ actor RoomLedger {
   ///   - held: what was held for it.
   ///   - isDone: whether it has brought that.
   func changed(_ session: UUID, _ held: Int64, of key: String, isDone: Bool) async {
-    if isDone, held > 0 { await note(.more(held), of: session) }
+    // First, so that a look which is under way doesn't take its figure for a newer one.
     clock += 1
     touched[session] = clock
     exact.remove(session)
+    if isDone, held > 0 { await note(.more(held), of: session) }
     letGo(held, of: key)
   }
 
@@ -115,12 +118,11 @@ actor RoomLedger {
   /// To be taken before files are looked at, for ``measured(_:_:since:)``.
   func mark() -> UInt64 { clock }
 
-  /// Notes what a look has found. What clients have changed since the mark may be in it or not.
+  /// Notes what a look has found. What clients have changed since the mark may be in it or not; then the figure only rises.
   func measured(_ session: UUID, _ bytes: Int64, since mark: UInt64) async {
-    if touched[session] ?? 0 <= mark {
-      touched[session] = nil
-      exact.insert(session)
-    }
+    guard touched[session] ?? 0 <= mark else { return await note(.atLeast(bytes), of: session) }
+    touched[session] = nil
+    exact.insert(session)
     await note(.measured(bytes), of: session)
   }
 
@@ -158,7 +160,19 @@ actor RoomLedger {
     touched[session] = nil
   }
 
+  /// Writes figures of a session down in the order in which they came.
   private func note(_ size: FilesSize, of session: UUID) async {
+    let earlier = noting[session]
+    let task = Task {
+      await earlier?.value
+      await self.write(size, of: session)
+    }
+    noting[session] = task
+    await task.value
+    if noting[session] == task { noting[session] = nil }
+  }
+
+  private func write(_ size: FilesSize, of session: UUID) async {
     do throws(SessionStoreError) {
       try await store.noteFiles(size, of: session)
     } catch {

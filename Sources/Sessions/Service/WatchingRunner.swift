@@ -60,7 +60,12 @@ public struct WatchingRunner: TurnRunner {
         }
       }
       tasks.addTask {
-        if await watch.lookUntilExcess(afterFirst: { go.finish() }) { await base.interrupt(request.session.id) }
+        guard await watch.lookUntilExcess(afterFirst: { go.finish() }) else { return nil }
+        // More than once, as the turn may not have reached the runner yet.
+        while !Task.isCancelled {
+          await base.interrupt(request.session.id)
+          do { try await Task.sleep(for: .milliseconds(100)) } catch { break }
+        }
         return nil
       }
       tasks.addTask {

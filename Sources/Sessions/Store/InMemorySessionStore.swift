@@ -360,10 +360,13 @@ public actor InMemorySessionStore: SessionStore {
 
   public func noteFiles(_ size: FilesSize, of sessionID: UUID) throws(SessionStoreError) {
     try checkOpen()
-    switch size {
-    case .measured(let bytes): entries[sessionID]?.files = bytes
-    case .more(let bytes): entries[sessionID]?.files += bytes
-    }
+    guard let known = entries[sessionID]?.files else { return }
+    entries[sessionID]?.files =
+      switch size {
+      case .measured(let bytes): bytes
+      case .more(let bytes): known + bytes
+      case .atLeast(let bytes): max(known, bytes)
+      }
   }
 
   // MARK: Usage

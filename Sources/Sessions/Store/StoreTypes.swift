@@ -260,6 +260,8 @@ public enum FilesSize: Hashable, Sendable {
   case measured(Int64)
   /// So many more than before.
   case more(Int64)
+  /// As many as before, but no fewer than these.
+  case atLeast(Int64)
 }
 
 /// How much a store holds. Sessions whose deletion has begun don't count, except in `events` and `bytes`.
