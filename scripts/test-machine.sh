@@ -75,8 +75,8 @@ count=$((patience == 1 ? 50 : 10))
 say "$count sessions ..."
 descriptors() { inside sh -c 'ls "/proc/$(systemctl show -P MainPID claude-api)/fd" | wc -l'; }
 tokens() { inside sh -c 'ls /run/claude-api/model-tokens | wc -l'; }
-before=("$(descriptors)" "$(tokens)")
-not_more() { say "$(descriptors) $(tokens)" && (($(descriptors) <= before[0] && $(tokens) <= before[1])); }
+had=("$(descriptors)" "$(tokens)")
+not_more() { say "$(descriptors) $(tokens)" && (($(descriptors) <= had[0] && $(tokens) <= had[1])); }
 short_session() {
   local session
   session=$(ask POST /sessions -d '{"initial_prompt": "Hello"}' | jq -er 'select(.initial_response).session.id') \
@@ -103,7 +103,7 @@ few_left() {
   (($(left) <= 8)) || { left && sleep 5 && return 1; }
 }
 check "the groups of those that ended are removed" eventually few_left
-check "descriptors and tokens are not more than before (${before[*]})" not_more
+check "descriptors and tokens are not more than before (${had[*]})" not_more
 inside systemctl stop claude-api.socket claude-api.service
 check "nothing is left of the groups when the responder is stopped" refuses inside test -e "$group"
 inside systemctl start claude-api.socket claude-api.service
