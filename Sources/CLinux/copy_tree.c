@@ -171,7 +171,7 @@ static int copy_link(int source, int target, const char *name, const char *new_n
 }
 
 static int copy_directory(
-    struct work *work, size_t index, int source, int target, const char *name, const char *new_name,
+    struct work *work, size_t index, int target, const char *name, const char *new_name,
     const struct stat *status)
 {
     if (mkdirat(target, new_name, 0700) < 0) return -1;
@@ -209,7 +209,7 @@ static int copy_entry(struct work *work, size_t index, int source, int target, c
     switch (status.st_mode & S_IFMT) {
     case S_IFREG: return copy_file(source, target, name, new_name);
     case S_IFLNK: return copy_link(source, target, name, new_name);
-    case S_IFDIR: return copy_directory(work, index, source, target, name, new_name, &status);
+    case S_IFDIR: return copy_directory(work, index, target, name, new_name, &status);
     default: return 0;
     }
 }

@@ -84,15 +84,8 @@ int clinux_read_directory_page(
     int fd, const struct clinux_directory_entry *after, size_t limit, struct clinux_directory_page *page)
 {
     *page = (struct clinux_directory_page){.is_complete = 1};
-    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (copy < 0) return -1;
-    DIR *directory = fdopendir(copy);
-    if (directory == NULL) {
-        int error = errno;
-        close(copy);
-        errno = error;
-        return -1;
-    }
+    DIR *directory = stream_of_directory(fd);
+    if (directory == NULL) return -1;
     struct clinux_directory_entry place;
     if (after != NULL) {
         place = *after;
@@ -109,7 +102,7 @@ int clinux_read_directory_page(
             .head = head_of(found->d_name, length),
             .length = length,
             .name = found->d_name,
-            .is_directory = is_directory(copy, found) ? 1 : 0,
+            .is_directory = is_directory(fd, found) ? 1 : 0,
         };
         if (after == NULL || compare(&entry, &place) > 0) result = offer(page, &capacity, limit, &entry);
     }

@@ -31,13 +31,8 @@ static int flatten(int top, const char *name, unsigned long *moved)
 {
     int fd = open_directory(top, name);
     if (fd < 0) return errno == ENOENT ? 0 : -1;
-    DIR *directory = fdopendir(fd);
-    if (directory == NULL) {
-        int error = errno;
-        close(fd);
-        errno = error;
-        return -1;
-    }
+    DIR *directory = stream_of(fd);
+    if (directory == NULL) return -1;
     int result = 0;
     struct dirent *entry;
     while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {
@@ -76,15 +71,8 @@ static int remove_content(int top)
     unsigned long moved = 0;
     for (;;) {
         // Read anew in each round, as the rounds add entries.
-        int copy = openat(top, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (copy < 0) return -1;
-        DIR *directory = fdopendir(copy);
-        if (directory == NULL) {
-            int error = errno;
-            close(copy);
-            errno = error;
-            return -1;
-        }
+        DIR *directory = stream_of_directory(top);
+        if (directory == NULL) return -1;
         int found = 0, result = 0;
         struct dirent *entry;
         while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {

@@ -60,15 +60,8 @@ static int visit_level(struct walk *walk, int fd, size_t path_length, struct lev
     if (fstat(fd, &status) < 0) return -1;
     level->device = status.st_dev;
     level->inode = status.st_ino;
-    int copy = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (copy < 0) return errno == EACCES ? 0 : -1;
-    DIR *directory = fdopendir(copy);
-    if (directory == NULL) {
-        int error = errno;
-        close(copy);
-        errno = error;
-        return -1;
-    }
+    DIR *directory = stream_of_directory(fd);
+    if (directory == NULL) return errno == EACCES ? 0 : -1;
     const struct clinux_tree_visitor *visitor = path_length == TOO_LONG ? NULL : walk->visitor;
     if (visitor != NULL) visitor->directory(visitor->context, walk->path, path_length);
     struct dirent *entry;
@@ -78,7 +71,7 @@ static int visit_level(struct walk *walk, int fd, size_t path_length, struct lev
         const char *name = entry->d_name;
         if (is_dot(name)) continue;
         // What vanishes meanwhile counts nothing.
-        if (fstatat(copy, name, &status, AT_SYMLINK_NOFOLLOW) < 0) continue;
+        if (fstatat(fd, name, &status, AT_SYMLINK_NOFOLLOW) < 0) continue;
         walk->usage->entries += 1;
         walk->usage->bytes += (uint64_t)status.st_blocks * 512;
         if (visitor != NULL) visitor->entry(visitor->context, name, &status);

@@ -127,10 +127,10 @@ public struct RelativePath: Hashable, Sendable {
 
   /// The path as it is written in a URL: everything but letters, digits, `-`, `.`, `_`, `~` and the separators is
   /// escaped.
-  public var percentEncoded: String { Self.encode(bytes, keepingSeparators: true) }
+  public var percentEncoded: String { Self.encode(bytes[...], keepingSeparators: true) }
 
   /// Escapes bytes for a URL.
-  public static func encode(_ bytes: some Collection<UInt8>, keepingSeparators: Bool = false) -> String {
+  public static func encode(_ bytes: ArraySlice<UInt8>, keepingSeparators: Bool = false) -> String {
     String(unsafeUninitializedCapacity: bytes.count * 3) { buffer in
       var length = 0
       func put(_ byte: UInt8) {

@@ -57,12 +57,12 @@ extension FilesAPI {
     let stream = try await workspaces.archive(path, of: id, as: format)
     // What is wrong from the start is still told by the status.
     let first = try await stream.next()
-    let name = path.isRoot ? Array((service.cachedSession(id)?.name ?? "files").utf8) : Array(path.name)
+    let folder = path.isRoot ? Array((service.cachedSession(id)?.name ?? "files").utf8)[...] : path.name
     return Response(
       status: .ok,
       headers: [
         .contentType: format == .zip ? "application/zip" : "application/gzip",
-        .contentDisposition: ContentDisposition.text("attachment", name: name + Array(".\(format.rawValue)".utf8)),
+        .contentDisposition: ContentDisposition.text("attachment", name: folder + ".\(format.rawValue)".utf8),
         .cacheControl: "private, no-cache",
         .xContentTypeOptions: "nosniff",
       ],

@@ -267,10 +267,13 @@ public struct FilesAPI: Sendable {
     let listing = try await workspaces.list(path, of: id, after: query.cursor, limit: query.limit)
     let page = ListingPage(
       base: base, path: shown, listing: listing, isFirst: query.cursor == nil, limit: query.limit)
-    let body = wantsJSON ? page.json : page.html
-    // Of all that is shown, so that it changes with anything of it.
-    let digest = SHA256.hash(data: body.readableBytesView).prefix(16)
-    let tag = "\"\(Data(digest).base64EncodedString())\""
+    // A large one takes some milliseconds, for which the reactor and all others on it shouldn't wait.
+    let (body, tag) = await withTaskExecutorPreference(globalConcurrentExecutor) {
+      let body = wantsJSON ? page.json : page.html
+      // Of all that is shown, so that it changes with anything of it.
+      let digest = SHA256.hash(data: body.readableBytesView).prefix(16)
+      return (body, "\"\(Data(digest).base64EncodedString())\"")
+    }
     let headers: HTTPFields = [.cacheControl: "private, no-cache", .vary: "Accept", .eTag: tag]
     if let known = try tags(request.headers[.ifNoneMatch], weak: true), known.isEmpty || known.contains(tag) {
       return Response(status: .notModified, headers: headers)
@@ -429,14 +432,14 @@ enum ContentDisposition {
   private static let special = Array("\"\\%/".utf8)
 
   /// A name for old programs, in which everything unusual is replaced, and the exact one.
-  static func text(_ kind: String, name: some Collection<UInt8>) -> String {
+  static func text(_ kind: String, name: ArraySlice<UInt8>) -> String {
     let plain = String(
       decoding: name.map { (0x20..<0x7f).contains($0) && !special.contains($0) ? $0 : 0x5f }, as: UTF8.self)
     // The extended form is for UTF-8 only.
-    guard !plain.utf8.elementsEqual(name), let text = String(validating: name, as: UTF8.self) else {
+    guard !plain.utf8.elementsEqual(name), String(validating: name, as: UTF8.self) != nil else {
       return "\(kind); filename=\"\(plain)\""
     }
-    return "\(kind); filename=\"\(plain)\"; filename*=UTF-8''\(RelativePath.encode(Array(text.utf8)))"
+    return "\(kind); filename=\"\(plain)\"; filename*=UTF-8''\(RelativePath.encode(name))"
   }
 }
 
