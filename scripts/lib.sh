@@ -58,7 +58,7 @@ needed_packages=(
 # shellcheck disable=SC2034 # used by the scripts that read this file
 server_packages=(
   bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl libnginx-mod-http-js libsqlite3-0 logrotate nginx openssl
-  util-linux
+  procps util-linux
 )
 
 # ensure_swift: a Swift that can build the package is on PATH.

@@ -43,10 +43,13 @@ extension API {
       metadata: try Self.metadata(fields).map { JSONValue.object($0).description } ?? "{}", idempotency: claim)
     let created: CreatedSession
     if let files, let archive {
-      created = try await service.create(new) { try await files.workspaces.install(archive, at: .root, of: $0) }
+      created = try await service.create(new) { id, change in
+        try await change.take(archive.usage.bytes)
+        try await files.workspaces.install(archive, at: .root, of: id)
+      }
     } else if let repository {
       guard let files else { throw Problem(GitError.notAllowed) }
-      created = try await service.create(new) { try await files.bringIn(repository, for: $0) }
+      created = try await service.create(new) { try await files.bringIn(repository, for: $0, $1) }
     } else {
       created = try await service.create(new)
     }

@@ -41,6 +41,7 @@ extension API {
     let id = wanted ?? own
     let key = try await allKeys().first { $0.id == id }
     guard key != nil || id.isEmpty else { throw Problem(.keyNotFound, "There is no such key.") }
+    await service.bringRoomUpToDate(of: id)
     let standing = try await service.standing(of: id)
     json.object { $0.members(standing, key) }
     return Self.json(json.finish())
@@ -100,7 +101,7 @@ extension HTTPFields {
     case .streams, .queuedTurns:
       self[.rateLimitPolicy] = "\"\(name)\";q=\(limit.maximum);qu=\"concurrent-requests\""
       self[.rateLimit] = "\"\(name)\";r=\(left)"
-    case .sessions, .runningTurns, .tokensPerDay, .usdPerDay, .usdPerMonth: break
+    case .sessions, .runningTurns, .tokensPerDay, .usdPerDay, .usdPerMonth, .diskBytes: break
     }
   }
 }

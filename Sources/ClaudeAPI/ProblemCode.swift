@@ -73,6 +73,7 @@ public enum ProblemCode: String, CaseIterable, Sendable {
   case tokensPerDayLimit = "tokens_per_day_limit"
   case usdPerDayLimit = "usd_per_day_limit"
   case usdPerMonthLimit = "usd_per_month_limit"
+  case diskBytesLimit = "disk_bytes_limit"
 
   // Things
   case notFound = "not_found"
@@ -239,6 +240,7 @@ extension ProblemCode {
     case .tokensPerDayLimit: .init(429, "The key has used as many tokens today as it may.")
     case .usdPerDayLimit: .init(402, "The key has spent as much today as it may.")
     case .usdPerMonthLimit: .init(402, "The key has spent as much this month as it may.")
+    case .diskBytesLimit: .init(507, "The sessions of the key take, or would take, as much of the disk as they may.")
     // Things
     case .notFound: .init(404, "There is nothing at this path.")
     case .sessionNotFound: .init(404, "There is no such session, or not for this key.")
@@ -367,6 +369,7 @@ extension ProblemCode {
       case .tokensPerDay: .tokensPerDayLimit
       case .usdPerDay: .usdPerDayLimit
       case .usdPerMonth: .usdPerMonthLimit
+      case .diskBytes: .diskBytesLimit
       }
   }
 }

@@ -457,14 +457,18 @@ actor ClaudeProcess {
     if hasHappened(event) { return true }
     nextNumber += 1
     let number = nextNumber
-    let timer = time.map { time in
-      Task {
+    var timer: Task<Void, Never>?
+    defer { timer?.cancel() }
+    return await withCheckedContinuation { continuation in
+      // Looked at once more, since coming here may have taken a turn of the executor, in which it happened.
+      guard !hasHappened(event) else { return continuation.resume(returning: true) }
+      waiters[number] = (event, continuation)
+      guard let time else { return }
+      timer = Task {
         do { try await Task.sleep(for: time) } catch { return }
         self.giveUp(number)
       }
     }
-    defer { timer?.cancel() }
-    return await withCheckedContinuation { waiters[number] = (event, $0) }
   }
 
   private func hasHappened(_ event: Event) -> Bool {

@@ -114,7 +114,10 @@ actor Listener: Reactor.Handler {
       let timer = reactor.schedule(after: timeout) { [weak self] in
         self?.assumeIsolated { $0.closeAll() }
       }
-      await withCheckedContinuation { drained = $0 }
+      await withCheckedContinuation { continuation in
+        // Looked at once more, since coming here may have taken a turn of the reactor, in which the last one closed.
+        if environment.connections.isEmpty { continuation.resume() } else { drained = continuation }
+      }
       reactor.cancel(timer)
     }
     if let heartbeat { reactor.cancel(heartbeat) }

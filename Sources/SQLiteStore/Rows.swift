@@ -210,6 +210,8 @@ extension Database {
         INSERT INTO events (session, sequence, type, turn_id, processed_at, payload)
         VALUES (?, ?, ?, ?, ?, ?)
         """)
+    let bytes = new.reduce(Int64(0)) { $0 + Int64($1.payload.utf8.count) }
+    try run("UPDATE room SET log = log + ? WHERE session = ?", [bytes, session])
     return try new.map { event in
       sequence += 1
       try statement.execute(arguments: [

@@ -38,6 +38,7 @@ extension SQLiteSessionStore {
           session.network?.rawValue,
         ])
       let position = database.lastInsertedRowID
+      try database.run("INSERT INTO room (session, files, log) VALUES (?, 0, 0)", [position])
       let turn = try firstTurn.map {
         try database.insert($0, session: position, sessionID: session.id, owner: session.owner)
       }

@@ -3,6 +3,31 @@ internal import GRDB
 public import Sessions
 
 extension SQLiteSessionStore {
+  public func filesOfSessions(of key: String) async throws(SessionStoreError) -> [SessionFiles] {
+    try await scanner.perform { database in
+      try database.all(
+        """
+        SELECT sessions.id, room.files FROM sessions JOIN room ON room.session = sessions.position
+        WHERE sessions.owner IS CAST(? AS TEXT) AND sessions.deleted_at IS NULL ORDER BY sessions.position
+        """, [freeText(key.isEmpty ? nil : key)]
+      ) { SessionFiles(session: try $0.uuid(0), bytes: try $0.integerOrNil(1)) }
+    }
+  }
+
+  public func noteFiles(_ size: FilesSize, of sessionID: UUID) async throws(SessionStoreError) {
+    let (value, bytes) =
+      switch size {
+      case .measured(let bytes): ("?", bytes)
+      case .more(let bytes): ("coalesce(files, 0) + ?", bytes)
+      case .atLeast(let bytes): ("max(coalesce(files, 0), ?)", bytes)
+      }
+    try await writer.perform { database in
+      try database.run(
+        "UPDATE room SET files = \(value) WHERE session = (SELECT position FROM sessions WHERE id = ?)",
+        [bytes, sessionID])
+    }
+  }
+
   public func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage {
     try await scanner.perform { try $0.usage(of: key, at: now) }
   }
@@ -37,10 +62,13 @@ extension Database {
   func usage(of key: String, at now: Timestamp) throws -> KeyUsage {
     var usage = KeyUsage()
     let sessions = try first(
-      "SELECT count(*) FROM sessions WHERE owner IS CAST(? AS TEXT) AND deleted_at IS NULL",
-      [freeText(key.isEmpty ? nil : key)]
-    ) { try $0.integer(0) }
-    usage.sessions = sessions ?? 0
+      """
+      SELECT count(*), coalesce(sum(coalesce(room.files, 0) + room.log), 0)
+      FROM sessions JOIN room ON room.session = sessions.position
+      WHERE sessions.owner IS CAST(? AS TEXT) AND sessions.deleted_at IS NULL
+      """, [freeText(key.isEmpty ? nil : key)]
+    ) { (count: try $0.integer(0), bytes: try $0.integer(1)) }
+    if let sessions { (usage.sessions, usage.diskBytes) = sessions }
     // A turn that runs in a session that is being deleted goes on spending; one that waits there won't run.
     let turns = try first(
       """
@@ -53,6 +81,7 @@ extension Database {
       """, [freeText(key), freeText(key)]
     ) { (running: try $0.integer(0), queued: try $0.integer(1), reserved: try $0.integer(2)) }
     if let turns { (usage.runningTurns, usage.queuedTurns, usage.reserved) = turns }
+    if usage.runningTurns > 0 { usage.pending = try pendingUse(of: key) }
     let hour = UsagePeriod.hour(of: now)
     let day = UsagePeriod.hour(of: UsagePeriod.day.start(now))
     let books = try first(
@@ -74,6 +103,19 @@ extension Database {
       usage.besideCLI.costThisMonth = books[6]
     }
     return usage
+  }
+
+  private func pendingUse(of key: String) throws -> ModelUse {
+    try all(
+      """
+      SELECT gateway_accounts.tokens, gateway_accounts.cost
+      FROM turns INDEXED BY turns_by_state JOIN sessions ON sessions.position = turns.session
+        JOIN gateway_accounts ON gateway_accounts.session = sessions.id
+      WHERE turns.state = 'running'
+        AND (sessions.owner = CAST(? AS TEXT) OR coalesce(turns.owner, sessions.owner, '') = CAST(? AS TEXT))
+      """, [freeText(key), freeText(key)]
+    ) { ModelUse(tokens: try $0.integer(0), cost: try $0.integer(1)).surplus }
+    .reduce(into: ModelUse()) { $0 += $1 }
   }
 
   /// Writes what a turn used into the books of its keys, with what was taken in its session beside the CLI.

@@ -15,6 +15,7 @@ enum Schema {
     }
     migrator.registerMigration("005-network") { try $0.execute(sql: network) }
     migrator.registerMigration("006-gateway") { try $0.execute(sql: gateway) }
+    migrator.registerMigration("007-room") { try $0.execute(sql: room) }
     return migrator
   }
 
@@ -188,5 +189,18 @@ enum Schema {
       id INTEGER PRIMARY KEY CHECK (id = 1),
       mark TEXT NOT NULL
     ) STRICT;
+    """
+
+  /// Bytes that a session takes: its files as they were measured last (NULL: never), and the payloads of its events. Apart
+  /// from `sessions`, whose rows may be long, since it is written with each event.
+  ///
+  /// What was logged by earlier versions doesn't count: to add it up could take longer than an upgrade may.
+  private static let room = """
+    CREATE TABLE room (
+      session INTEGER PRIMARY KEY REFERENCES sessions (position) ON DELETE CASCADE,
+      files INTEGER,
+      log INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO room (session, files, log) SELECT position, NULL, 0 FROM sessions;
     """
 }

@@ -32,6 +32,12 @@ extension Workspaces {
     }
   }
 
+  /// How many bytes a body has.
+  public static func size(of body: BodyFile) async throws -> Int64 {
+    guard body.path != nil else { return 0 }
+    return try await runLong { try body.open().status().size }
+  }
+
   /// The bytes of a plain field, or nil if there are more than `limit`.
   public func content(of part: MultipartPart, in body: BodyFile, limit: Int) async throws -> [UInt8]? {
     guard part.range.count <= limit else { return nil }

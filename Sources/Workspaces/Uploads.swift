@@ -135,6 +135,15 @@ extension Workspaces {
     }
   }
 
+  /// Bytes that the unfinished uploads of a session take.
+  func usageOfUploads(_ session: UUID) throws -> Int64 {
+    do {
+      return try limits.count(try uploadDirectory(session, isMade: false).raw).bytes
+    } catch UploadError.notFound {
+      return 0
+    }
+  }
+
   /// Removes all uploads and shares of a session.
   func removeAttachments(_ session: UUID) throws {
     for kind in [Uploads.directory, Self.shares] {

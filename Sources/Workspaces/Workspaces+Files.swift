@@ -270,14 +270,17 @@ extension Workspaces {
     }
   }
 
-  /// What the session's configuration directory holds, in which its agent can write as well.
-  public func configurationUsage(of session: UUID) async throws -> WorkspaceUsage {
+  /// What a session takes outside of its workspace: its configuration directory, in which its agent can write as well,
+  /// and bytes of uploads that go on.
+  ///
+  /// - Throws: ``FileError``
+  public func usageOutside(of session: UUID) async throws -> (home: WorkspaceUsage, uploads: Int64) {
     try await Self.runLook { [self] in
       let directory = try Descriptor(
         Self.name(session).withCString {
           clinux_open_beneath(configurationDescriptor, $0, pathOnly | O_DIRECTORY, 0, 0)
         }, "open a configuration directory")
-      return try limits.count(directory.raw)
+      return (try limits.count(directory.raw), try usageOfUploads(session))
     }
   }
 

@@ -80,6 +80,7 @@ struct Responder {
     options.allowedTools = configuration.allowedTools
     var bounds = SessionServiceConfiguration()
     bounds.queueLimit = configuration.queueLength
+    bounds.maximumTurnLog = configuration.maximumTurnLog
     bounds.approvalTimeout = configuration.approvalTimeout
     bounds.maximumRunningTurns = runnerConfiguration.maximumProcesses
     bounds.maximumStreams = configuration.maximumStreams

@@ -40,6 +40,7 @@ struct ServerConfiguration: Sendable {
   var modelRetries: Int
   var lineLimit: Int
   var queueLength: Int
+  var maximumTurnLog: Int
   var maximumBody: Int
   var maximumPrompt: Int
   var drainTimeout: Duration
@@ -209,6 +210,9 @@ struct ServerConfiguration: Sendable {
     static let quotaFiles = Setting(
       key: "quota.max-files", kind: .integer(100...100_000_000), defaultText: "1000000",
       summary: "files, folders and links that a session's workspace may hold")
+    static let quotaTurnLog = Setting(
+      key: "quota.max-turn-log", kind: .integer(65_536...Int.max), defaultText: "134217728",
+      summary: "bytes of events that the agent of one turn may leave in the log; then the turn is stopped")
     static let uploadSize = Setting(
       key: "upload.max-size", kind: .integer(1...Int.max), defaultText: "4294967296",
       summary: "bytes of one uploaded file; nginx's --max-upload bounds the request")
@@ -282,6 +286,10 @@ struct ServerConfiguration: Sendable {
       (.tokensPerDay, limit(.tokensPerDay, "none", "tokens that a key may use in a day; then 429")),
       (.usdPerDay, limit(.usdPerDay, "none", "US dollars that a key may spend in a day; then 402")),
       (.usdPerMonth, limit(.usdPerMonth, "none", "US dollars that a key may spend in a month; then 402")),
+      (
+        .diskBytes,
+        limit(.diskBytes, "none", "bytes on the disk that a key's sessions may take together; then 507")
+      ),
     ]
 
     private static func limit(_ limit: KeyLimit, _ defaultText: String, _ summary: String) -> Setting {
@@ -297,8 +305,8 @@ struct ServerConfiguration: Sendable {
       demoModelURL, modelURL, modelSocket, modelSocketDirectory, modelConnections, modelTokenDirectory, modelLog,
       modelPrices, allowedTools, approvalTimeout, maximumProcesses, maximumStarting, idleTimeout, startTimeout,
       turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries, lineLimit, queueLength, maximumBody,
-      maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, uploadSize, shareMode, shareLifetime,
-      gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors,
+      maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, quotaTurnLog, uploadSize, shareMode,
+      shareLifetime, gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors,
       sandboxProcessorsOfKey, sandboxTemporary, sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams,
       memoryReserve, minimumFreeDisk, logLevel,
       logFormat,
@@ -356,6 +364,7 @@ struct ServerConfiguration: Sendable {
     modelRetries = try settings.integer(Row.modelRetries) ?? 4
     lineLimit = try settings.integer(Row.lineLimit) ?? 64 << 20
     queueLength = try settings.integer(Row.queueLength) ?? 16
+    maximumTurnLog = try settings.integer(Row.quotaTurnLog) ?? 134_217_728
     maximumBody = try settings.integer(Row.maximumBody) ?? 16 << 20
     maximumPrompt = try settings.integer(Row.maximumPrompt) ?? 4 << 20
     drainTimeout = try settings.duration(Row.drainTimeout) ?? .seconds(30)

@@ -217,6 +217,57 @@ import Testing
     }
   }
 
+  @Test func oneWhoFillsItsRoomOnTheDisk() async throws {
+    try await withTenants { bad, good in
+      // Two of the files below, and not three, in whatever sessions they are.
+      try await bad.stack.keys(["limit", bad.id, "disk-bytes=20000000"])
+      let sessions = [try await bad.newSession(), try await bad.newSession(), try await bad.newSession()]
+      func upload(to session: String) async throws -> Stack.Answer {
+        try await bad.stack.request(
+          .PUT, "/sessions/\(session)/files/big", headers: bad.headers,
+          body: ByteBuffer(repeating: 0x78, count: 8 << 20))
+      }
+      func expectRefusal(_ answer: Stack.Answer, sourceLocation: SourceLocation = #_sourceLocation) throws {
+        #expect(answer.status == 507, "\(answer.text)", sourceLocation: sourceLocation)
+        #expect(try answer.json["code"] == "disk_bytes_limit", sourceLocation: sourceLocation)
+        #expect(try answer.json["limit"]?["maximum"]?.intValue == 20_000_000, sourceLocation: sourceLocation)
+      }
+      #expect(try await upload(to: sessions[0]).status == 201)
+      #expect(try await upload(to: sessions[1]).status == 201)
+      try expectRefusal(try await upload(to: sessions[2]))
+      try expectRefusal(try await bad.post("/sessions/\(sessions[0])/fork", [:]))
+      var tus = bad.headers
+      for (name, value) in [("Tus-Resumable", "1.0.0"), ("Upload-Length", "8000000"), ("Upload-Metadata", "path YQ==")]
+      {
+        tus.add(name: name, value: value)
+      }
+      try expectRefusal(try await bad.stack.request(.POST, "/sessions/\(sessions[2])/uploads", headers: tus))
+      let used = try await bad.get("/usage").json["limits"]?["disk_bytes"]
+      #expect((16_000_000...18_000_000).contains(used?["used"]?.intValue ?? 0), "\(String(describing: used))")
+      // It fits into what is left, and less than that is then left for everything else.
+      try await bad.stack.keys(["limit", bad.id, "disk-bytes=16000000"])
+      for path in ["/sessions", "/sessions/\(sessions[2])/folders", "/sessions/\(sessions[2])/messages"] {
+        let body: JSONValue = path.hasSuffix("folders") ? ["path": "f"] : path == "/sessions" ? [:] : ["prompt": "x"]
+        let answer = try await bad.post(path, body)
+        #expect(answer.status == 507, "\(path) \(answer.text)")
+        #expect(try answer.json["code"] == "disk_bytes_limit")
+      }
+      try await expectService(good)
+      // Deleting always works, and frees at once.
+      try await bad.stack.keys(["limit", bad.id, "disk-bytes=20000000"])
+      let deleted = try await bad.stack.request(.DELETE, "/sessions/\(sessions[0])/files/big", headers: bad.headers)
+      #expect(deleted.status == 204)
+      #expect(try await upload(to: sessions[2]).status == 201)
+      #expect(try await bad.stack.request(.DELETE, "/sessions/\(sessions[1])", headers: bad.headers).status == 200)
+      #expect(try await upload(to: sessions[0]).status == 201)
+      // The figures are there after the death of the server.
+      await bad.stack.killResponder()
+      try await bad.stack.startResponder()
+      try expectRefusal(try await upload(to: try await bad.newSession()))
+      #expect(try await bad.post("/sessions/\(sessions[2])/messages", ["prompt": "x"]).status == 200)
+    }
+  }
+
   /// A bounded storm of processes in the real sandbox, since a test must not take the machine down.
   @Test(.enabled(if: Stack.realCLI != nil)) func oneWhoForksInTheSandbox() async throws {
     let settings = ["sandbox-max-processes": "150"]

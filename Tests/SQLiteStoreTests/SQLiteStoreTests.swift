@@ -136,6 +136,35 @@ import Testing
     }
   }
 
+  /// Opens a store as the version before left it.
+  @Test func whatSessionsOfAnEarlierVersionTakeIsNotKnown() async throws {
+    try await withTemporaryDirectory { directory in
+      let path = directory + "/store.sqlite"
+      var store = try await reopen(path)
+      let session = Session(id: UUID(), name: "n", createdAt: .now(), workspace: "/w", owner: "k")
+      _ = try await store.createSession(session)
+      try await store.noteFiles(.measured(5), of: session.id)
+      await store.close()
+      store = try await reopen(path)
+      #expect(try await store.usage(of: "k", at: .now()).diskBytes == 5)
+      await store.close()
+      let queue = try DatabaseQueue(path: path)
+      try await queue.write { database in
+        try database.execute(
+          sql: "DROP TABLE room; DELETE FROM grdb_migrations WHERE identifier = '007-room';")
+      }
+      try queue.close()
+      store = try await reopen(path)
+      #expect(try await store.filesOfSessions(of: "k") == [SessionFiles(session: session.id, bytes: nil)])
+      #expect(try await store.usage(of: "k", at: .now()).sessions == 1)
+      try await store.noteFiles(.more(7), of: session.id)
+      #expect(try await store.usage(of: "k", at: .now()).diskBytes == 7)
+      try await store.finishDeletion(of: session.id)
+      #expect(try await store.filesOfSessions(of: "k").isEmpty)
+      await store.close()
+    }
+  }
+
   @Test func filesAreForTheOwnerAlone() async throws {
     try await withStore { store, path in
       _ = try await store.createSession(makeSession())

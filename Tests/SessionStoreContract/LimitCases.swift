@@ -16,6 +16,8 @@ let limitCases: [ContractCase] = [
   ContractCase("what the gateway tells of late is charged once", whatTheGatewayTellsOfLateIsChargedOnce),
   ContractCase("what turns make up is no credit", whatTurnsMakeUpIsNoCredit),
   ContractCase("what a killed server's turns took is charged", whatAKilledServersTurnsTookIsCharged),
+  ContractCase("what passes the gateway for a running turn is known", whatPassesForARunningTurnIsKnown),
+  ContractCase("what sessions take on the disk counts for their owner", whatSessionsTakeCountsForTheirOwner),
 ]
 
 private let cent = KeyLimit.dollar / 100
@@ -405,4 +407,57 @@ extension SessionStore {
   _ = try await store.recoverInterrupted(at: time(4)) { _ in [] }
   let usage = try await store.usage(of: "k", at: time(5))
   #expect(usage.costToday == (50 + 25) * cent + 125 * cent / 10 && usage.reserved == 0 && usage.runningTurns == 0)
+}
+
+@Sendable private func whatPassesForARunningTurnIsKnown(_ store: any SessionStore) async throws {
+  let session = try await store.addSession(owner: "k")
+  try await store.countGateway([], mark: "0", at: time(0))
+  let turn = try await store.add(session, from: "guest")
+  _ = try await store.startTurn(turn.id, at: time(2))
+  try await store.countGateway([passed(session, tokens: 70, 3)], mark: "1", at: time(2))
+  for key in ["k", "guest", "other"] {
+    let usage = try await store.usage(of: key, at: time(2))
+    #expect(usage.pending == (key == "other" ? ModelUse() : ModelUse(tokens: 70, cost: 3 * cent)), "\(key)")
+    #expect(usage.tokensToday == 0)
+  }
+  // The turn tells of the same at its end, and it counts once.
+  _ = try await store.finishTurn(turn.id, outcome(0.03, tokens: 30))
+  let usage = try await store.usage(of: "k", at: time(4))
+  #expect(usage.pending.isZero && usage.tokensToday == 90 && usage.costToday == 3 * cent)
+  // What it told of beyond that is on its way, and makes room for nothing else.
+  let next = try await store.add(session, from: "k", at: time(5))
+  _ = try await store.startTurn(next.id, at: time(6))
+  #expect(try await store.usage(of: "k", at: time(6)).pending.isZero)
+}
+
+@Sendable private func whatSessionsTakeCountsForTheirOwner(_ store: any SessionStore) async throws {
+  let (one, two) = (try await store.addSession(owner: "k"), try await store.addSession(owner: "k"))
+  let open = try await store.addSession()
+  for session in [one, two, open] { try await store.noteFiles(.measured(1000), of: session.id) }
+  try await store.noteFiles(.measured(300), of: one.id)
+  try await store.noteFiles(.more(40), of: one.id)
+  try await store.noteFiles(.atLeast(350), of: one.id)
+  try await store.noteFiles(.atLeast(349), of: one.id)
+  try await store.noteFiles(.more(50), of: UUID())
+  #expect(try await store.usage(of: "k", at: time(1)).diskBytes == 1350)
+  #expect(try await store.usage(of: "", at: time(1)).diskBytes == 1000)
+  #expect(try await store.usage(of: "other", at: time(1)).diskBytes == 0)
+  let known = try await store.filesOfSessions(of: "k")
+  #expect(known == [SessionFiles(session: one.id, bytes: 350), SessionFiles(session: two.id, bytes: 1000)])
+  #expect(try await store.filesOfSessions(of: "").map(\.session) == [open.id])
+  // So does the log, by the bytes of its payloads.
+  let event = NewEvent(type: "x", turnID: nil, processedAt: time(1), payload: #"{"a":"ä"}"#)
+  _ = try await store.appendEvents([event, event], to: two.id)
+  #expect(try await store.usage(of: "k", at: time(1)).diskBytes == 1370)
+  let full = [account("k", [.diskBytes: 1370])]
+  let excess = SessionStoreError.limited(LimitExcess(.diskBytes, maximum: 1370, used: 1370, at: time(0)))
+  await expect(excess) { try await store.create("k", [.diskBytes: 1370]) }
+  await expect(excess) { try await store.add(one, from: "k", accounts: full) }
+  let waiting = try await store.add(one, from: "k", accounts: [account("k", [.diskBytes: 1371])])
+  await expect(excess) { try await store.startTurn(waiting.id, at: time(2), events: [], accounts: full) }
+  // A deletion frees at once.
+  _ = try await store.beginDeletion(of: two.id, at: time(3))
+  #expect(try await store.usage(of: "k", at: time(3)).diskBytes == 350)
+  #expect(try await store.filesOfSessions(of: "k").count == 1)
+  _ = try await store.startTurn(waiting.id, at: time(4), events: [], accounts: full)
 }

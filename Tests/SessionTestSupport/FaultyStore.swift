@@ -27,6 +27,7 @@ public final class FaultyStore: SessionStore {
     var failures: [Call: Int] = [:]
     var holds: [Call: (moment: Moment, gate: Gate)] = [:]
     var held: Set<Call> = []
+    var calls: [String] = []
   }
 
   private let base: any SessionStore
@@ -53,6 +54,19 @@ public final class FaultyStore: SessionStore {
 
   /// Whether a call is held up, or was.
   public func isHeld(_ call: Call) -> Bool { state.withLock { $0.held.contains(call) } }
+
+  /// The calls that have been made since the last time, in their order.
+  public func takeCalls() -> [String] {
+    state.withLock { state in
+      defer { state.calls = [] }
+      return state.calls
+    }
+  }
+
+  private func counted(_ call: String = #function) -> any SessionStore {
+    state.withLock { $0.calls.append(call) }
+    return base
+  }
 
   private func perform<Value: Sendable>(
     _ call: Call, _ body: () async throws(SessionStoreError) -> Value
@@ -81,7 +95,7 @@ public final class FaultyStore: SessionStore {
     _ id: UUID, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnChange {
     try await perform(.startTurn) { () throws(SessionStoreError) in
-      try await base.startTurn(id, at: now, events: events, accounts: accounts)
+      try await counted().startTurn(id, at: now, events: events, accounts: accounts)
     }
   }
 
@@ -89,13 +103,13 @@ public final class FaultyStore: SessionStore {
     _ id: UUID, _ outcome: TurnOutcome, events: [NewEvent]
   ) async throws(SessionStoreError) -> TurnChange {
     try await perform(.finishTurn) { () throws(SessionStoreError) in
-      try await base.finishTurn(id, outcome, events: events)
+      try await counted().finishTurn(id, outcome, events: events)
     }
   }
 
   public func appendEvents(_ events: [NewEvent], to id: UUID) async throws(SessionStoreError) -> [Event] {
     try await perform(.appendEvents) { () throws(SessionStoreError) in
-      try await base.appendEvents(events, to: id)
+      try await counted().appendEvents(events, to: id)
     }
   }
 
@@ -103,13 +117,13 @@ public final class FaultyStore: SessionStore {
     _ id: UUID, _ decision: ApprovalDecision, events: [NewEvent]
   ) async throws(SessionStoreError) -> ApprovalResolution {
     try await perform(.resolveApproval) { () throws(SessionStoreError) in
-      try await base.resolveApproval(id, decision, events: events)
+      try await counted().resolveApproval(id, decision, events: events)
     }
   }
 
   public func finishDeletion(of id: UUID) async throws(SessionStoreError) {
     try await perform(.finishDeletion) { () throws(SessionStoreError) in
-      try await base.finishDeletion(of: id)
+      try await counted().finishDeletion(of: id)
     }
   }
 
@@ -118,7 +132,7 @@ public final class FaultyStore: SessionStore {
     accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> SessionAdmission {
     try await perform(.createSession) { () throws(SessionStoreError) in
-      try await base.createSession(
+      try await counted().createSession(
         session, firstTurn: firstTurn, events: events, idempotency: idempotency, accounts: accounts)
     }
   }
@@ -127,100 +141,108 @@ public final class FaultyStore: SessionStore {
     _ id: UUID, _ update: SessionUpdate, events: [NewEvent]
   ) async throws(SessionStoreError) -> (session: Session, events: [Event]) {
     try await perform(.updateSession) { () throws(SessionStoreError) in
-      try await base.updateSession(id, update, events: events)
+      try await counted().updateSession(id, update, events: events)
     }
   }
 
   // MARK: The rest
 
-  public func session(_ id: UUID) async throws(SessionStoreError) -> Session { try await base.session(id) }
+  public func session(_ id: UUID) async throws(SessionStoreError) -> Session { try await counted().session(id) }
 
   public func sessions(_ query: SessionQuery) async throws(SessionStoreError) -> SessionPage {
-    try await base.sessions(query)
+    try await counted().sessions(query)
   }
 
   public func beginDeletion(of id: UUID, at now: Timestamp) async throws(SessionStoreError) -> Session {
-    try await base.beginDeletion(of: id, at: now)
+    try await counted().beginDeletion(of: id, at: now)
   }
 
   public func unfinishedDeletions() async throws(SessionStoreError) -> [Session] {
-    try await base.unfinishedDeletions()
+    try await counted().unfinishedDeletions()
   }
 
   public func enqueueTurn(
     _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
   ) async throws(SessionStoreError) -> TurnAdmission {
-    try await base.enqueueTurn(
+    try await counted().enqueueTurn(
       turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: accounts)
   }
 
-  public func turn(_ id: UUID) async throws(SessionStoreError) -> Turn { try await base.turn(id) }
+  public func turn(_ id: UUID) async throws(SessionStoreError) -> Turn { try await counted().turn(id) }
 
   public func turns(
     of sessionID: UUID, after: Int, limit: Int, states: Set<Turn.State>?
   ) async throws(SessionStoreError) -> StorePage<Turn> {
-    try await base.turns(of: sessionID, after: after, limit: limit, states: states)
+    try await counted().turns(of: sessionID, after: after, limit: limit, states: states)
   }
 
-  public func unfinishedTurns() async throws(SessionStoreError) -> [Turn] { try await base.unfinishedTurns() }
+  public func unfinishedTurns() async throws(SessionStoreError) -> [Turn] { try await counted().unfinishedTurns() }
 
   public func recoverInterrupted(
     at now: Timestamp, events: @escaping @Sendable (InterruptedSession) -> [NewEvent]
   ) async throws(SessionStoreError) -> Recovery {
-    try await base.recoverInterrupted(at: now, events: events)
+    try await counted().recoverInterrupted(at: now, events: events)
   }
 
   public func events(
     of sessionID: UUID, after: Int64, limit: Int, types: Set<String>?
   ) async throws(SessionStoreError) -> StorePage<Event> {
-    try await base.events(of: sessionID, after: after, limit: limit, types: types)
+    try await counted().events(of: sessionID, after: after, limit: limit, types: types)
   }
 
   public func lastSequence(of sessionID: UUID) async throws(SessionStoreError) -> Int64 {
-    try await base.lastSequence(of: sessionID)
+    try await counted().lastSequence(of: sessionID)
   }
 
   public func addApproval(_ approval: Approval, events: [NewEvent]) async throws(SessionStoreError) -> [Event] {
-    try await base.addApproval(approval, events: events)
+    try await counted().addApproval(approval, events: events)
   }
 
-  public func approval(_ id: UUID) async throws(SessionStoreError) -> Approval { try await base.approval(id) }
+  public func approval(_ id: UUID) async throws(SessionStoreError) -> Approval { try await counted().approval(id) }
 
   public func approvals(
     of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
   ) async throws(SessionStoreError) -> StorePage<Approval> {
-    try await base.approvals(of: sessionID, after: after, limit: limit, states: states)
+    try await counted().approvals(of: sessionID, after: after, limit: limit, states: states)
+  }
+
+  public func filesOfSessions(of key: String) async throws(SessionStoreError) -> [SessionFiles] {
+    try await counted().filesOfSessions(of: key)
+  }
+
+  public func noteFiles(_ size: FilesSize, of sessionID: UUID) async throws(SessionStoreError) {
+    try await counted().noteFiles(size, of: sessionID)
   }
 
   public func usage(of key: String, at now: Timestamp) async throws(SessionStoreError) -> KeyUsage {
-    try await base.usage(of: key, at: now)
+    try await counted().usage(of: key, at: now)
   }
 
   public func countGateway(_ uses: [GatewayUse], mark: String, at now: Timestamp) async throws(SessionStoreError) {
-    try await base.countGateway(uses, mark: mark, at: now)
+    try await counted().countGateway(uses, mark: mark, at: now)
   }
 
   public func forgetGatewayCredit(of sessionID: UUID) async throws(SessionStoreError) {
-    try await base.forgetGatewayCredit(of: sessionID)
+    try await counted().forgetGatewayCredit(of: sessionID)
   }
 
-  public func gatewayMark() async throws(SessionStoreError) -> String? { try await base.gatewayMark() }
+  public func gatewayMark() async throws(SessionStoreError) -> String? { try await counted().gatewayMark() }
 
   public func idempotencyRecord(
     for key: IdempotencyKey, at now: Timestamp
   ) async throws(SessionStoreError) -> IdempotencyRecord? {
-    try await base.idempotencyRecord(for: key, at: now)
+    try await counted().idempotencyRecord(for: key, at: now)
   }
 
   public func purgeIdempotencyRecords(at now: Timestamp) async throws(SessionStoreError) -> Int {
-    try await base.purgeIdempotencyRecords(at: now)
+    try await counted().purgeIdempotencyRecords(at: now)
   }
 
-  public func checkWritable() async throws(SessionStoreError) { try await base.checkWritable() }
+  public func checkWritable() async throws(SessionStoreError) { try await counted().checkWritable() }
 
-  public func statistics() async throws(SessionStoreError) -> StoreStatistics { try await base.statistics() }
+  public func statistics() async throws(SessionStoreError) -> StoreStatistics { try await counted().statistics() }
 
-  public func backup(to path: String) async throws(SessionStoreError) { try await base.backup(to: path) }
+  public func backup(to path: String) async throws(SessionStoreError) { try await counted().backup(to: path) }
 
-  public func close() async { await base.close() }
+  public func close() async { await counted().close() }
 }

@@ -62,6 +62,68 @@ import Testing
     while try await !condition() { try await Task.sleep(for: .milliseconds(2)) }
   }
 
+  /// What nginx counts beside the CLI ends the turns that run, and what the CLI will tell of itself doesn't count twice.
+  @Test(.timeLimit(.minutes(5)), arguments: [KeyLimit.tokensPerDay, .usdPerDay, .usdPerMonth])
+  func aTurnEndsWhoseBudgetIsUsedUpBesideTheCLI(_ limit: KeyLimit) async throws {
+    let gates = Gates()
+    let store = InMemorySessionStore()
+    let maximum = limit.isMoney ? KeyLimit.dollar : 100
+    try await withService(
+      runner: gates.runner(cost: 0.4), store: store, limits: Self.policy(["a": [limit: maximum]]),
+      configure: { $0.restInterval = .milliseconds(5) }
+    ) { service in
+      func pass(_ percent: Int64, _ turn: Turn, _ key: String) async throws {
+        let use = limit.isMoney ? ModelUse(tokens: 1, cost: percent * maximum / 100) : ModelUse(tokens: percent)
+        try await store.countGateway(
+          [GatewayUse(session: turn.sessionID, key: key, use: use)], mark: "m", at: .now())
+      }
+      try await store.countGateway([], mark: "0", at: .now())
+      let bad = try await send("bad", "a", service)
+      let other = try await send("other", "b", service)
+      try await poll { try await service.standing(of: "a").usage.runningTurns == 1 }
+      try await poll { try await service.standing(of: "b").usage.runningTurns == 1 }
+      try await pass(99, bad, "a")
+      try await pass(1000, other, "b")
+      // Some looks later it still runs.
+      try await Task.sleep(for: .milliseconds(50))
+      #expect(try await service.turn(bad.id, of: bad.sessionID).state == .running)
+      try await pass(2, bad, "a")
+      let ended = try await service.outcome(of: bad)
+      #expect(ended.state == .failed && ended.failure?.code == limit.identifier + "_limit", "\(ended)")
+      let usage = try await service.standing(of: "a").usage
+      #expect(usage.amount(limit) == 101 * maximum / 100 && usage.pending.isZero)
+      #expect(try await service.turn(other.id, of: other.sessionID).state == .running)
+      gates.gate("other").open()
+      #expect(try await service.outcome(of: other).state == .completed)
+    }
+  }
+
+  /// The CLI tells of the same as nginx, and ends by itself where its own limit is.
+  @Test(.timeLimit(.minutes(5))) func anHonestTurnIsNotEndedByTheBudget() async throws {
+    let gates = Gates()
+    let store = InMemorySessionStore()
+    let limits: [KeyLimit: Int64] = [.tokensPerDay: 25, .usdPerDay: KeyLimit.dollar]
+    try await withService(
+      runner: gates.runner(cost: 0.45), store: store, limits: Self.policy(["a": limits]),
+      configure: { $0.restInterval = .milliseconds(5) }
+    ) { service in
+      try await store.countGateway([], mark: "0", at: .now())
+      for number in 1...2 {
+        let turn = try await send("\(number)", "a", service)
+        try await poll { try await service.standing(of: "a").usage.runningTurns == 1 }
+        let use = ModelUse(tokens: 10, cost: 45 * KeyLimit.dollar / 100)
+        try await store.countGateway(
+          [GatewayUse(session: turn.sessionID, key: "a", use: use)], mark: "\(number)", at: .now())
+        try await Task.sleep(for: .milliseconds(50))
+        gates.gate("\(number)").open()
+        #expect(try await service.outcome(of: turn).state == .completed)
+      }
+      let usage = try await service.standing(of: "a").usage
+      #expect(usage.tokensToday == 20 && usage.costToday == 90 * KeyLimit.dollar / 100)
+      #expect(usage.besideCLI == KeyUsage.BesideCLI())
+    }
+  }
+
   @Test func aHundredWaitingTurnsDontDelayAnothersFirst() async throws {
     let gates = Gates()
     let runner = gates.runner()

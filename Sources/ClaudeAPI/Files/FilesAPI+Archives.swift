@@ -92,8 +92,14 @@ extension FilesAPI {
   private func postArchive(_ request: Request, _ context: API.Context) async throws -> Response {
     let id = try await session(context)
     let path = try Self.path(try QueryFields(request, known: ["path"]))
-    let archive = try await workspaces.unpack(try body(context))
-    let changes = try await workspaces.install(archive, at: path, of: id)
+    let body = try body(context)
+    let (archive, changes) = try await service.changeFiles(of: id) { change in
+      // Not even beside the workspaces, as long as there is no room at all.
+      try await change.take(0)
+      let archive = try await workspaces.unpack(body)
+      try await change.take(archive.usage.bytes)
+      return (archive, try await workspaces.install(archive, at: path, of: id))
+    }
     await service.workspaceLog.record(changes, by: id, isTree: true)
     var json = JSONWriter()
     json.object { json in

@@ -45,7 +45,10 @@ extension FilesAPI {
       guard path != folder else { throw RelativePath.Malformation.emptyComponent }
       files.append((path, part.range))
     }
-    let results = try await workspaces.put(files, of: body, in: id)
+    let results = try await service.changeFiles(of: id) { change in
+      try await change.take(files.reduce(0) { $0 + Int64($1.range.count) })
+      return try await workspaces.put(files, of: body, in: id)
+    }
     await service.workspaceLog.record(
       zip(files, results).map { FileChange($1.isNew ? .created : .modified, $0.path, $1.status) }, by: id)
     var json = JSONWriter()

@@ -64,9 +64,12 @@ extension FilesAPI {
         throw Problem(.invalidUpload, "Upload-Length must be the number of the file's bytes.")
       }
       let metadata = request.headers[.uploadMetadata]
-      let (upload, file) = try await workspaces.createUpload(
-        length: length, to: try Self.target(metadata ?? ""), metadata: metadata, lifetime: configuration.uploadLifetime,
-        of: id)
+      let target = try Self.target(metadata ?? "")
+      let (upload, file) = try await service.changeFiles(of: id) { change in
+        try await change.check(length)
+        return try await workspaces.createUpload(
+          length: length, to: target, metadata: metadata, lifetime: configuration.uploadLifetime, of: id)
+      }
       if let file { await service.workspaceLog.record([file], by: id) }
       return (
         .created,
@@ -99,9 +102,14 @@ extension FilesAPI {
       guard let offset = request.headers[.uploadOffset].flatMap({ Int64($0) }), offset >= 0 else {
         throw Problem(.invalidUpload, "Upload-Offset must be the number of bytes that are here.")
       }
-      let (upload, now, file) = try await workspaces.append(
-        try body(context), at: offset, digests: try Self.checksum(request.headers[.uploadChecksum]),
-        to: try Self.uploadID(context), of: id, lifetime: configuration.uploadLifetime)
+      let body = try body(context)
+      let digests = try Self.checksum(request.headers[.uploadChecksum])
+      let uploadID = try Self.uploadID(context)
+      let (upload, now, file) = try await service.changeFiles(of: id) { change in
+        try await change.take(try await Workspaces.size(of: body))
+        return try await workspaces.append(
+          body, at: offset, digests: digests, to: uploadID, of: id, lifetime: configuration.uploadLifetime)
+      }
       if let file { await service.workspaceLog.record([file], by: id) }
       return (.noContent, [.uploadOffset: String(now), .uploadExpires: Self.httpDate(upload.expires)])
     }
@@ -109,7 +117,8 @@ extension FilesAPI {
 
   private func tusDelete(_ request: Request, _ context: API.Context) async throws -> Response {
     try await tus(request, context) { id in
-      try await workspaces.deleteUpload(try Self.uploadID(context), of: id)
+      let uploadID = try Self.uploadID(context)
+      try await service.changeFiles(of: id) { _ in try await workspaces.deleteUpload(uploadID, of: id) }
       return (.noContent, [:])
     }
   }

@@ -299,9 +299,13 @@ public struct FilesAPI: Sendable {
     guard request.headers[.contentRange] == nil else {
       throw Problem(.contentRange, "A part of a file can't be put; see the route for uploads in parts.")
     }
-    let (isNew, status) = try await workspaces.put(
-      try body(context), at: path, of: id, conditions: try conditions(request),
-      digests: try ContentDigest.parse(request.headers[.contentDigest]))
+    let body = try body(context)
+    let conditions = try conditions(request)
+    let digests = try ContentDigest.parse(request.headers[.contentDigest])
+    let (isNew, status) = try await service.changeFiles(of: id) { change in
+      try await change.take(try await Workspaces.size(of: body))
+      return try await workspaces.put(body, at: path, of: id, conditions: conditions, digests: digests)
+    }
     await service.workspaceLog.record([FileChange(isNew ? .created : .modified, path, status)], by: id)
     var headers: HTTPFields = [.eTag: status.entityTag]
     if isNew { headers[.location] = "/sessions/\(id.lowercaseString)/files/\(path.percentEncoded)" }
@@ -315,8 +319,10 @@ public struct FilesAPI: Sendable {
     guard !path.isRoot else {
       throw Problem(.filePermissionDenied, "The workspace itself goes when its session is deleted.")
     }
-    let status = try await workspaces.delete(
-      path, of: id, isRecursive: isRecursive, conditions: try conditions(request))
+    let conditions = try conditions(request)
+    let status = try await service.changeFiles(of: id) { _ in
+      try await workspaces.delete(path, of: id, isRecursive: isRecursive, conditions: conditions)
+    }
     await service.workspaceLog.record([FileChange(.deleted, path, status)], by: id, isTree: true)
     return Response(status: .noContent)
   }
@@ -325,7 +331,10 @@ public struct FilesAPI: Sendable {
     let id = try await session(context)
     let fields = try await BodyFields(request, limit: Self.bodyLimit, known: ["path", "path_base64"])
     let path = try fields.path("path", "path_base64")
-    let made = try await workspaces.makeDirectory(path, of: id)
+    let made = try await service.changeFiles(of: id) { change in
+      try await change.take(Int64(path.components.count) * Self.bytesOfFolder)
+      return try await workspaces.makeDirectory(path, of: id)
+    }
     if let made { await service.workspaceLog.record([FileChange(.created, path, made)], by: id) }
     var json = JSONWriter()
     json.object { json in
@@ -344,7 +353,11 @@ public struct FilesAPI: Sendable {
       request, limit: Self.bodyLimit, known: ["from", "from_base64", "to", "to_base64", "overwrite"])
     let from = try fields.path("from", "from_base64")
     let target = try fields.path("to", "to_base64")
-    let status = try await workspaces.move(from, to: target, of: id, replaces: try fields.boolean("overwrite") ?? false)
+    let replaces = try fields.boolean("overwrite") ?? false
+    // It may replace a file, and so free its room.
+    let status = try await service.changeFiles(of: id) { _ in
+      try await workspaces.move(from, to: target, of: id, replaces: replaces)
+    }
     if from != target {
       await service.workspaceLog.record(
         [FileChange(.deleted, from, status), FileChange(.created, target, status)], by: id, isTree: true)
@@ -373,6 +386,9 @@ public struct FilesAPI: Sendable {
     }
     return API.json(json.finish())
   }
+
+  /// Bytes of the disk that an empty folder takes, on most file systems.
+  private static let bytesOfFolder: Int64 = 4096
 
   /// Bytes of the JSON bodies of these routes: paths, which may be escaped.
   static let bodyLimit = 64 << 10

@@ -34,13 +34,15 @@ extension API {
 
 extension FilesAPI {
   /// Clones a repository into the workspace of a new session.
-  func bringIn(_ source: GitSource, for session: UUID) async throws {
+  func bringIn(_ source: GitSource, for session: UUID, _ change: FilesChange) async throws {
     guard let place = clonePlaces.take() else {
       throw Problem(
         .tooManyClones, "As many repositories as may be are being cloned; try again later.",
         retryAfter: 10)
     }
+    try await change.take(0)
     let tree = try await workspaces.clone(source, configuration.git)
+    try await change.take(tree.usage.bytes)
     try await workspaces.install(tree, at: .root, of: session)
     withExtendedLifetime(place) {}
   }

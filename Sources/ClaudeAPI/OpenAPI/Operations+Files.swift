@@ -10,7 +10,7 @@ extension ProblemCode {
   ]
   /// What may be wrong with a file that is to be changed.
   static let ofWriting: [ProblemCode] =
-    ofReading + [.isAFolder, .fileExists, .preconditionFailed, .invalidCondition, .quotaExceeded]
+    ofReading + [.isAFolder, .fileExists, .preconditionFailed, .invalidCondition, .quotaExceeded, .diskBytesLimit]
 }
 
 extension Parameter {
@@ -244,7 +244,9 @@ extension Operation {
     "Tus-Resumable", .constant("1.0.0", "The version of the protocol."), isRequired: true, example: "1.0.0")
   private static let uploadExpires = Parameter("Upload-Expires", .string("When it goes if nothing comes."))
   private static let answered = Parameter("Tus-Resumable", .constant("1.0.0"), isRequired: true)
-  private static let ofUploads: [ProblemCode] = [.tusVersion, .uploadExpired, .uploadBusy, .quotaExceeded]
+  private static let ofUploads: [ProblemCode] = [
+    .tusVersion, .uploadExpired, .uploadBusy, .quotaExceeded, .diskBytesLimit,
+  ]
 
   static let uploadOperations: [Operation] = [
     Operation(

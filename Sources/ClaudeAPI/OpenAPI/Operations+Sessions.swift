@@ -33,9 +33,10 @@ extension ProblemCode {
   /// What a key may have reached that sends a message.
   static let ofLimits: [ProblemCode] = [
     .runningTurnsLimit, .queuedTurnsLimit, .turnsPerHourLimit, .tokensPerDayLimit, .usdPerDayLimit, .usdPerMonthLimit,
+    .diskBytesLimit,
   ]
   static let ofArchives: [ProblemCode] = [
-    .invalidArchive, .unsafeArchive, .quotaExceeded, .uploadTooLarge, .noBodyFile,
+    .invalidArchive, .unsafeArchive, .quotaExceeded, .diskBytesLimit, .uploadTooLarge, .noBodyFile,
   ]
   static let ofForms: [ProblemCode] = [.invalidForm, .tooManyParts, .foreignOrigin, .noBodyFile]
 }
@@ -192,7 +193,7 @@ extension Operation {
           headers: [Parameter("Location", .string("The new session.")), .replayed],
           tells: ["session_id": "$response.body#/session/id"])
       ],
-      problems: [.sessionBusy, .quotaExceeded, .sessionsLimit]),
+      problems: [.sessionBusy, .quotaExceeded, .diskBytesLimit, .sessionsLimit]),
   ]
 
   static let messageOperations: [Operation] = [

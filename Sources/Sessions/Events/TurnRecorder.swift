@@ -11,7 +11,8 @@ import Synchronization
 /// Writes down what the agent says during one turn, and shows it after that.
 ///
 /// What can't be stored is tried again until it can, and the agent waits: the log of a turn has no hole. Where that is
-/// given up, nothing more of the turn is written.
+/// given up, nothing more of the turn is written. Nor is it when the agent has said more than a turn may leave in the log;
+/// then the turn has to be ended, and its end says so.
 final class TurnRecorder: Sendable {
   private struct State {
     var mapper: EventMapper
@@ -20,18 +21,26 @@ final class TurnRecorder: Sendable {
     var hasGivenUp = false
     /// Whether something is missing in the log.
     var isTorn = false
+    /// Bytes of what was recorded.
+    var bytes = 0
+    /// Whether there was more than may be.
+    var isFull = false
   }
 
   private let session: UUID
   private let turn: UUID
+  private let maximumBytes: Int
   private let state: Mutex<State>
   private let store: any SessionStore
   private let hub: EventHub
   private let logger: Logger
 
-  init(_ turn: Turn, store: any SessionStore, hub: EventHub, logger: Logger) {
+  /// - Parameter maximumBytes: the bytes of events that the turn may leave in the log, those of its beginning and end not
+  ///   counted.
+  init(_ turn: Turn, maximumBytes: Int, store: any SessionStore, hub: EventHub, logger: Logger) {
     session = turn.sessionID
     self.turn = turn.id
+    self.maximumBytes = maximumBytes
     state = Mutex(State(mapper: EventMapper(turnID: turn.id)))
     self.store = store
     self.hub = hub
@@ -43,11 +52,26 @@ final class TurnRecorder: Sendable {
     let previews = hub.wantsPreviews(of: session)
     let output = state.withLock { $0.mapper.map(message, previews: previews) }
     if let preview = output.preview { hub.publish(preview, of: session) }
-    await append(output.events)
+    if mayRecord(output.events) { await append(output.events) }
   }
 
   /// Returns when an event is in the store that isn't the agent's own. To be called between its messages.
-  func record(_ event: NewEvent) async { await append([event]) }
+  func record(_ event: NewEvent) async {
+    if mayRecord([event]) { await append([event]) }
+  }
+
+  /// Whether the agent has said more than the turn may leave in the log. What came after that isn't there.
+  var isFull: Bool { state.withLock { $0.isFull } }
+
+  private func mayRecord(_ events: [NewEvent]) -> Bool {
+    let bytes = events.reduce(0) { $0 + $1.payload.utf8.count }
+    return state.withLock { state in
+      // Nothing after the first that doesn't fit, however short it is: what there is has no hole.
+      if state.bytes + bytes > maximumBytes { state.isFull = true }
+      if !state.isFull { state.bytes += bytes }
+      return !state.isFull
+    }
+  }
 
   /// Closes what the agent left open. To be called when the turn is over, be it while a message is being recorded.
   func finish() async {

@@ -53,6 +53,11 @@ public struct ModelUse: Hashable, Sendable {
     return surplus
   }
 
+  /// What the gateway has told of that the turns have not, while one of them runs and may tell of it at its end.
+  public var surplus: ModelUse {
+    ModelUse(tokens: max(0, tokens), cost: tokens > 0 || cost > Self.roundingCost ? max(0, cost) : 0)
+  }
+
   /// To be called when the gateway has told of all that the turns can have told of. What they told of beyond that was
   /// made up, and is no credit for what is taken later.
   public mutating func forgetCredit() {

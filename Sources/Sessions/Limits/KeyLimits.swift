@@ -18,6 +18,8 @@ public enum KeyLimit: String, CaseIterable, Hashable, Sendable {
   case usdPerDay = "usd-per-day"
   /// US dollars in a calendar month (UTC).
   case usdPerMonth = "usd-per-month"
+  /// Bytes on the disk that its sessions take together: workspaces, homes, uploads that go on, and logs.
+  case diskBytes = "disk-bytes"
 
   /// Whether its amounts are money: then they are counted in billionths of a US dollar.
   public var isMoney: Bool { self == .usdPerDay || self == .usdPerMonth }
@@ -25,12 +27,15 @@ public enum KeyLimit: String, CaseIterable, Hashable, Sendable {
   /// The span after which the count begins anew; nil for what is in use at one time.
   public var period: UsagePeriod? {
     switch self {
-    case .sessions, .runningTurns, .queuedTurns, .streams: nil
+    case .sessions, .runningTurns, .queuedTurns, .streams, .diskBytes: nil
     case .turnsPerHour: .hour
     case .tokensPerDay, .usdPerDay: .day
     case .usdPerMonth: .month
     }
   }
+
+  /// Those that are about the use of the model.
+  public static let budgets: [KeyLimit] = [.usdPerMonth, .usdPerDay, .tokensPerDay]
 
   /// The name in JSON and in codes.
   public var identifier: String { rawValue.replacing("-", with: "_") }
@@ -97,7 +102,7 @@ public struct KeyLimits: Hashable, Sendable {
   public var isEmpty: Bool { settings.isEmpty }
 
   /// Whether anything of them is about the use of the model.
-  public var haveBudget: Bool { [.tokensPerDay, .usdPerDay, .usdPerMonth].contains { self[$0] != nil } }
+  public var haveBudget: Bool { KeyLimit.budgets.contains { self[$0] != nil } }
 
   /// These limits, and for what they leave open those of another layer.
   public func over(_ defaults: KeyLimits) -> KeyLimits {

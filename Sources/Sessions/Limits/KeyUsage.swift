@@ -23,6 +23,10 @@ public struct KeyUsage: Hashable, Sendable {
   public var costThisMonth: Int64 = 0
   /// Billionths of a US dollar that running turns may still spend.
   public var reserved: Int64 = 0
+  /// What has passed the model's gateway for turns that run, beyond what was charged. They are charged when they end.
+  public var pending = ModelUse()
+  /// What its sessions take on the disk, those in deletion not counted: their files as they were measured last, and logs.
+  public var diskBytes: Int64 = 0
   /// What of these amounts agents took from the model beside the CLI.
   public var besideCLI = BesideCLI()
 
@@ -49,13 +53,14 @@ public struct KeyUsage: Hashable, Sendable {
     case .tokensPerDay: tokensToday
     case .usdPerDay: costToday
     case .usdPerMonth: costThisMonth
+    case .diskBytes: diskBytes
     }
   }
 
   /// What of a limit agents have used beside the CLI; nil for a limit on something else than the model.
   public func amountBesideCLI(_ limit: KeyLimit) -> Int64? {
     switch limit {
-    case .sessions, .runningTurns, .queuedTurns, .streams, .turnsPerHour: nil
+    case .sessions, .runningTurns, .queuedTurns, .streams, .turnsPerHour, .diskBytes: nil
     case .tokensPerDay: besideCLI.tokensToday
     case .usdPerDay: besideCLI.costToday
     case .usdPerMonth: besideCLI.costThisMonth
@@ -81,7 +86,7 @@ public struct LimitExcess: Error, Hashable, Sendable {
   /// Seconds after which another try makes sense; nil if time doesn't help.
   public func retryAfter(_ now: Timestamp) -> Int? {
     switch limit {
-    case .sessions: nil
+    case .sessions, .diskBytes: nil
     case .runningTurns, .queuedTurns, .streams: 5
     case .turnsPerHour, .tokensPerDay, .usdPerDay, .usdPerMonth:
       resetsAt.map { max(1, Int(($0.microseconds - now.microseconds + 999_999) / 1_000_000)) }
@@ -110,8 +115,10 @@ public enum Admission {
   public static func checkSession(
     _ accounts: [KeyAccount], at now: Timestamp, _ usage: (String) throws -> KeyUsage
   ) throws {
-    for account in accounts where account.limits[.sessions] != nil {
-      try check(.sessions, account, try usage(account.key), now)
+    let limits: [KeyLimit] = [.sessions, .diskBytes]
+    for account in accounts where limits.contains(where: { account.limits[$0] != nil }) {
+      let used = try usage(account.key)
+      for limit in limits { try check(limit, account, used, now) }
     }
   }
 
@@ -119,7 +126,7 @@ public enum Admission {
   public static func checkNewTurn(
     _ accounts: [KeyAccount], at now: Timestamp, _ usage: (String) throws -> KeyUsage
   ) throws {
-    let limits: [KeyLimit] = [.usdPerMonth, .usdPerDay, .tokensPerDay, .turnsPerHour, .queuedTurns]
+    let limits: [KeyLimit] = [.usdPerMonth, .usdPerDay, .tokensPerDay, .turnsPerHour, .queuedTurns, .diskBytes]
     for account in accounts where limits.contains(where: { account.limits[$0] != nil }) {
       let used = try usage(account.key)
       for limit in limits { try check(limit, account, used, now) }
@@ -135,7 +142,7 @@ public enum Admission {
   public static func checkStart(
     _ accounts: [KeyAccount], at now: Timestamp, _ usage: (String) throws -> KeyUsage
   ) throws -> Int64? {
-    let limits: [KeyLimit] = [.usdPerMonth, .usdPerDay, .tokensPerDay]
+    let limits: [KeyLimit] = [.usdPerMonth, .usdPerDay, .tokensPerDay, .diskBytes]
     var allowance: Int64?
     for account in accounts where limits.contains(where: { account.limits[$0] != nil }) {
       let used = try usage(account.key)
@@ -148,6 +155,20 @@ public enum Admission {
       }
     }
     return allowance
+  }
+
+  /// The budget of a key that is used up while its turns run, with what has passed the gateway for them; nil if none is.
+  ///
+  /// Turns may spend what was reserved for them when they began, although several together go beyond a budget by it.
+  public static func excessWhileRunning(_ account: KeyAccount, _ usage: KeyUsage, at now: Timestamp) -> LimitExcess? {
+    for limit in KeyLimit.budgets {
+      guard let maximum = account.limits[limit], let booked = usage.amount(limit) else { continue }
+      let left = maximum - booked
+      let (pending, bound) =
+        limit.isMoney ? (usage.pending.cost, max(left, usage.reserved)) : (usage.pending.tokens, left)
+      if pending >= bound { return LimitExcess(limit, maximum: maximum, used: booked + pending, at: now) }
+    }
+    return nil
   }
 
   private static func check(

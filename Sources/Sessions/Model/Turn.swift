@@ -114,6 +114,14 @@ extension TurnFailure {
   static let keyRevoked = TurnFailure(
     code: "key_revoked", detail: "The key that sent this message was revoked or has expired.")
 
+  /// The failure of a turn that has said more than its log may have.
+  static func logFull(_ maximumBytes: Int) -> TurnFailure {
+    TurnFailure(
+      code: "quota_exceeded",
+      detail:
+        "The turn was stopped: it had more for the log than the \(maximumBytes) bytes that a turn may leave there.")
+  }
+
   /// The failure of a turn that was taken out of its queue.
   public static let cancelled = TurnFailure(
     code: "cancelled", detail: "The message was taken out of the queue before its turn came.")

@@ -15,6 +15,7 @@ import Workspaces
 actor RestingSessions {
   private let runner: any TurnRunner
   private let workspaces: Workspaces
+  private let room: RoomLedger
   private let interval: Duration
   private let reasonToEnd: @Sendable (_ key: String) async -> String?
   private let logger: Logger
@@ -28,11 +29,12 @@ actor RestingSessions {
   ///   - interval: the pause between two looks at all of them.
   ///   - reasonToEnd: why agents of a key may not go on; nil if they may.
   init(
-    _ runner: any TurnRunner, workspaces: Workspaces, interval: Duration,
+    _ runner: any TurnRunner, workspaces: Workspaces, room: RoomLedger, interval: Duration,
     reasonToEnd: @escaping @Sendable (_ key: String) async -> String?, logger: Logger
   ) {
     self.runner = runner
     self.workspaces = workspaces
+    self.room = room
     self.interval = interval
     self.reasonToEnd = reasonToEnd
     self.logger = logger
@@ -80,11 +82,12 @@ actor RestingSessions {
   private func reasonToStop(_ session: UUID, _ key: String) async -> String? {
     do {
       if try await workspaces.isDiskLow() { return "disk_full" }
-      for usage in [
-        try await workspaces.usage(of: session), try await workspaces.configurationUsage(of: session),
-      ] where workspaces.excess(of: usage) != nil {
-        return "quota_exceeded"
-      }
+      let mark = await room.mark()
+      let inside = try await workspaces.usage(of: session)
+      let outside = try await workspaces.usageOutside(of: session)
+      await room.measured(session, inside.bytes + outside.home.bytes + outside.uploads, since: mark)
+      for usage in [inside, outside.home] where workspaces.excess(of: usage) != nil { return "quota_exceeded" }
+      if try await room.excess(of: key) != nil { return "quota_exceeded" }
     } catch {
       logger.warning(
         "A session at rest could not be looked at",

@@ -200,12 +200,28 @@ extension SessionService {
       try await self.limits.network(of: source, sender: nil)
     }
     let forkID = UUID()
+    return try await FilesChange.make(to: forkID, of: owner, room) { change async throws(SessionServiceError) in
+      try await self.makeFork(of: source, forkID, name, owner, network, idempotency, change)
+    }
+  }
+
+  private func makeFork(
+    of source: Session, _ forkID: UUID, _ name: String?, _ owner: String?, _ network: AgentNetwork?,
+    _ idempotency: IdempotencyClaim?, _ change: FilesChange
+  ) async throws(SessionServiceError) -> CreatedSession {
+    let id = source.id
     let fork = Session(
       id: forkID, name: name ?? "Session \(forkID.lowercaseString.prefix(8))", createdAt: .now(),
       workspace: workspaces.workspacePath(of: forkID), owner: owner, parentID: id, options: source.options,
       metadata: source.metadata, hasConversation: source.hasConversation,
       network: network == .modelOnly ? .modelOnly : nil)
     do throws(SessionServiceError) {
+      var size: Int64 = 0
+      try await onDisk {
+        let outside = try await self.workspaces.usageOutside(of: id)
+        size = try await self.workspaces.usage(of: id).bytes + outside.home.bytes
+      }
+      try await change.take(size)
       try await onDisk {
         try await self.workspaces.create(forkID)
         try await self.workspaces.copy(id, to: forkID)
@@ -215,9 +231,11 @@ extension SessionService {
       _ = try await fromStore { () throws(SessionStoreError) in try await self.store.session(id) }
       let generation = cache.generation
       let admission = try await fromStore { () throws(SessionStoreError) in
-        try await self.store.createSession(
-          fork, firstTurn: nil, events: events, idempotency: idempotency,
-          accounts: try await self.limits.accounts(owner: owner, sender: owner))
+        let accounts = try await self.limits.accounts(owner: owner, sender: owner)
+        return try await self.withRoom(for: accounts) { () throws(SessionStoreError) in
+          try await self.store.createSession(
+            fork, firstTurn: nil, events: events, idempotency: idempotency, accounts: accounts)
+        }
       }
       switch admission {
       case .created(let created, _, let events):

@@ -1,5 +1,11 @@
 import Logging
 
+#if canImport(FoundationEssentials)
+  public import FoundationEssentials
+#else
+  public import Foundation
+#endif
+
 /// What a key may use, and what it uses.
 public struct KeyStanding: Hashable, Sendable {
   public let account: KeyAccount
@@ -40,7 +46,7 @@ extension SessionService {
       guard try await limits.upholds(sender: key.isEmpty ? nil : key) else { return "key_revoked" }
       let maxima = try await limits.account(key).limits
       let usage = try await store.usage(of: key, at: .now())
-      let isUsedUp = [KeyLimit.tokensPerDay, .usdPerDay, .usdPerMonth].contains { budget in
+      let isUsedUp = KeyLimit.budgets.contains { budget in
         guard let maximum = maxima[budget], let used = usage.amount(budget) else { return false }
         return used >= maximum
       }
@@ -48,6 +54,43 @@ extension SessionService {
     } catch {
       logger.warning("The budget of a key could not be looked at", metadata: ["key": "\(key)", "error": "\(error)"])
       return nil
+    }
+  }
+
+  /// Has the store know exactly what the sessions of a key take on the disk, as far as that can be found out soon.
+  public nonisolated func bringRoomUpToDate(of key: String) async {
+    let settling = Task { [room, logger] in
+      do throws(SessionStoreError) {
+        try await room.settle(key)
+      } catch {
+        logger.warning("The room of a key could not be looked at", metadata: ["key": "\(key)", "error": "\(error)"])
+      }
+    }
+    _ = await settling.value(within: .seconds(2))
+  }
+
+  /// Changes the files of a session.
+  ///
+  /// - Parameter change: is given what it has to ask for the room that it takes.
+  /// - Throws: ``SessionServiceError``, or what `change` throws.
+  public nonisolated func changeFiles<Value>(
+    of id: UUID, _ change: (FilesChange) async throws -> Value
+  ) async throws -> Value {
+    let owner = if let session = cachedSession(id) { session.owner } else { try await session(id).owner }
+    return try await FilesChange.make(to: id, of: owner, room, change)
+  }
+
+  /// Does what the store may refuse for want of a key's room on the disk. Nobody is refused that by figures which are not
+  /// exact.
+  func withRoom<Value>(
+    for accounts: [KeyAccount], _ body: () async throws(SessionStoreError) -> Value
+  ) async throws(SessionStoreError) -> Value {
+    for account in accounts where account.limits[.diskBytes] != nil { try await room.measureUnknown(account.key) }
+    do throws(SessionStoreError) {
+      return try await body()
+    } catch .limited(let excess) where excess.limit == .diskBytes {
+      for account in accounts where account.limits[.diskBytes] != nil { try await room.settle(account.key) }
+      return try await body()
     }
   }
 
@@ -101,6 +144,8 @@ extension LimitExcess {
     case .tokensPerDay: return "This key has used up the \(maximum) tokens that it may use in a day."
     case .usdPerDay: return "This key has spent the \(maximum) US dollars that it may spend in a day."
     case .usdPerMonth: return "This key has spent the \(maximum) US dollars that it may spend in a month."
+    case .diskBytes:
+      return "The sessions of this key may take \(maximum) bytes on the disk; delete files or sessions to go on."
     }
   }
 }

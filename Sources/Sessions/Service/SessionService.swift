@@ -25,6 +25,9 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long an approval waits for a decision before it becomes a denial. Default 10 min.
   public var approvalTimeout: Duration = .seconds(600)
 
+  /// Bytes of events that the agent of one turn may leave in the log; a turn that has more is ended. Default 128 MiB.
+  public var maximumTurnLog = 128 << 20
+
   /// Questions for permission of one turn that wait at one time; more are denied. Default 64: that many tool calls no
   /// model makes at once, but a tool could ask in the CLI's name.
   public var maximumPendingApprovals = 64
@@ -49,13 +52,15 @@ public struct SessionServiceConfiguration: Sendable {
   /// How long a turn has for its end when its session is deleted, so that what it used is known. Default 3 s.
   public var deletionPatience: Duration = .seconds(3)
 
-  /// How often it is looked whether the key that sent a running turn's message is still good. Default 1 s.
+  /// How often it is looked whether the key that sent a running turn's message is still good, and whether the turn's log
+  /// has room. Default 1 s.
   public var keyInterval: Duration = .seconds(1)
 
   /// The shortest pause between two looks at the workspace of a running turn. Default 1 s.
   public var watchInterval: Duration = .seconds(1)
 
-  /// The pause between two looks at sessions that have a process and no turn. Default 15 s.
+  /// The pause between two looks at sessions that have a process and no turn, and at the budgets of turns that run.
+  /// Default 15 s.
   public var restInterval: Duration = .seconds(15)
 
   public init() {}
@@ -151,6 +156,7 @@ public actor SessionService {
   /// Nor is anything waited for.
   private var isShuttingDown = false
   let limits: KeyLimitPolicy
+  nonisolated let room: RoomLedger
   /// Places for streams; see ``leaseStream(for:over:)``.
   public nonisolated let streams: StreamPlaces
   /// The right to run.
@@ -174,11 +180,14 @@ public actor SessionService {
     self.store = store
     self.workspaces = workspaces
     workspaceLog = WorkspaceLog(store: store, hub: hub, patience: configuration.storePatience, logger: logger)
+    let room = RoomLedger(store: store, workspaces: workspaces, limits: limits, logger: logger)
+    self.room = room
     let resting = RestingSessions(
-      runner, workspaces: workspaces, interval: configuration.restInterval,
+      runner, workspaces: workspaces, room: room, interval: configuration.restInterval,
       reasonToEnd: { await Self.reasonToEnd($0, limits, store, configuration, logger) }, logger: logger)
     let runner = WatchingRunner(
-      runner, workspaces: workspaces, log: workspaceLog, interval: configuration.watchInterval, resting: resting)
+      runner, workspaces: workspaces, log: workspaceLog, room: room, interval: configuration.watchInterval,
+      resting: resting)
     self.runner = runner
     self.configuration = configuration
     self.observer = observer
@@ -205,6 +214,7 @@ public actor SessionService {
     Task {
       for session in recovery.deletions where !isShuttingDown { await finishDeletion(session.id) }
     }
+    await room.startRound()
     purging = Task { [weak self, interval = configuration.purgeInterval] in
       while true {
         await self?.purge()
@@ -231,6 +241,7 @@ public actor SessionService {
   public func shutdown(patience: Duration = .zero) async {
     isDraining = true
     purging?.cancel()
+    await room.endRound()
     roomWatch?.cancel()
     for waiter in places.removeAll() { waiter.continuation.resume(returning: false) }
     for turn in work.values.flatMap(\.queue) { resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
@@ -269,21 +280,24 @@ public actor SessionService {
 
   /// Creates a session whose workspace is filled before anybody sees it.
   ///
-  /// - Parameter fill: is given the new session's id. It isn't called if an earlier request made the session.
+  /// - Parameter fill: is given the new session's id, and what it has to ask for room. It isn't called if an earlier
+  ///   request made the session.
   /// - Throws: ``SessionServiceError``, or what `fill` throws; then there is no session.
   public func create(
-    _ new: NewSession, filling fill: @Sendable (UUID) async throws -> Void
+    _ new: NewSession, filling fill: @Sendable (UUID, FilesChange) async throws -> Void
   ) async throws -> CreatedSession {
     if let earlier = try await earlierSession(new) { return earlier }
     let id = UUID()
     try await onDisk { try await self.workspaces.create(id) }
-    do {
-      try await fill(id)
-    } catch {
-      await removeDirectories(id)
-      throw error
+    return try await FilesChange.make(to: id, of: new.owner, room) { change in
+      do {
+        try await fill(id, change)
+      } catch {
+        await self.removeDirectories(id)
+        throw error
+      }
+      return try await self.insert(new, id)
     }
-    return try await insert(new, id)
   }
 
   private func earlierSession(_ new: NewSession) async throws(SessionServiceError) -> CreatedSession? {
@@ -303,10 +317,12 @@ public actor SessionService {
     let generation = cache.generation
     let admission: SessionAdmission
     do throws(SessionStoreError) {
-      admission = try await store.createSession(
-        session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
-        idempotency: new.idempotency,
-        accounts: try await accounts(owner: new.owner, sender: new.owner, spending: firstTurn != nil))
+      let accounts = try await self.accounts(owner: new.owner, sender: new.owner, spending: firstTurn != nil)
+      admission = try await withRoom(for: accounts) { () throws(SessionStoreError) in
+        try await self.store.createSession(
+          session, firstTurn: firstTurn, events: firstTurn.map { EventLog.accepted($0) } ?? [],
+          idempotency: new.idempotency, accounts: accounts)
+      }
     } catch {
       await removeDirectories(id)
       throw SessionServiceError(error)
@@ -397,6 +413,7 @@ public actor SessionService {
     hub.end(id)
     do {
       try await workspaces.remove(id)
+      await room.forget(id)
       try await store.finishDeletion(of: id)
     } catch {
       // The session stays hidden and marked; the next start tries again.
@@ -430,9 +447,12 @@ public actor SessionService {
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
-      admission = try await store.enqueueTurn(
-        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: configuration.queueLimit,
-        accounts: try await accounts(owner: try await self.owner(of: id), sender: owner))
+      let accounts = try await self.accounts(owner: try await self.owner(of: id), sender: owner)
+      admission = try await withRoom(for: accounts) { () throws(SessionStoreError) in
+        try await self.store.enqueueTurn(
+          new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: self.configuration.queueLimit,
+          accounts: accounts)
+      }
     } catch {
       if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
         throw .sessionDeleted
@@ -767,9 +787,10 @@ public actor SessionService {
     }
     work[id]?.attempts = 0
     let turn = request.turn
-    let recorder = TurnRecorder(turn, store: store, hub: hub, logger: logger)
+    let recorder = TurnRecorder(
+      turn, maximumBytes: configuration.maximumTurnLog, store: store, hub: hub, logger: logger)
     work[id]?.recorder = recorder
-    let revocation = Task { await self.interruptWhenRevoked(turn) }
+    let end = Task { await self.endWhatMayNotGoOn(turn, request.session.owner, recorder) }
     noteStart(turn)
     let firstWord = FirstWord(turn, observer)
     var outcome: TurnOutcome
@@ -786,14 +807,19 @@ public actor SessionService {
     } catch {
       outcome = TurnOutcome(error)
     }
-    revocation.cancel()
-    if await revocation.value {
+    end.cancel()
+    if let reason = await end.value {
       // Nor may it go on in the background.
       await runner.stop(id)
       if outcome.state == .interrupted {
         outcome.state = .failed
-        outcome.failure = .keyRevoked
+        outcome.failure = reason
       }
+    }
+    if recorder.isFull {
+      // Whatever it came to: its log isn't whole.
+      outcome.state = .failed
+      outcome.failure = .logFull(configuration.maximumTurnLog)
     }
     await recorder.finish()
     work[id]?.recorder = nil
@@ -821,9 +847,11 @@ public actor SessionService {
       try await self.limits.network(of: session, sender: queued.owner)
     }
     let change = try await fromStore { () throws(SessionStoreError) in
-      try await self.store.startTurn(
-        queued.id, at: .now(), events: EventLog.running(queued),
-        accounts: try await self.accounts(owner: session.owner, sender: queued.owner))
+      let accounts = try await self.accounts(owner: session.owner, sender: queued.owner)
+      return try await self.withRoom(for: accounts) { () throws(SessionStoreError) in
+        try await self.store.startTurn(
+          queued.id, at: .now(), events: EventLog.running(queued), accounts: accounts)
+      }
     }
     hub.publish(change.events)
     return TurnRequest(
@@ -831,26 +859,47 @@ public actor SessionService {
       allowanceUSD: change.allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
   }
 
-  /// Interrupts a turn when the key that sent its message isn't good any more, until the task is cancelled.
+  /// Interrupts a turn when it may not go on, until the task is cancelled.
   ///
-  /// - Returns: whether it has done so.
-  private func interruptWhenRevoked(_ turn: Turn) async -> Bool {
-    guard turn.owner != nil else { return false }
-    while true {
-      do { try await Task.sleep(for: configuration.keyInterval) } catch { return false }
+  /// - Parameter owner: the key that owns its session.
+  /// - Returns: why it has done so; nil if it hasn't.
+  private func endWhatMayNotGoOn(_ turn: Turn, _ owner: String?, _ recorder: TurnRecorder) async -> TurnFailure? {
+    var looksAtBudgets = ContinuousClock.now + configuration.restInterval
+    var reason: TurnFailure?
+    while reason == nil {
+      do { try await Task.sleep(for: min(configuration.keyInterval, configuration.restInterval)) } catch { return nil }
       do throws(SessionStoreError) {
-        if try await !limits.upholds(sender: turn.owner) { break }
+        if recorder.isFull {
+          reason = .logFull(configuration.maximumTurnLog)
+        } else if try await !limits.upholds(sender: turn.owner) {
+          reason = .keyRevoked
+        } else if .now >= looksAtBudgets {
+          reason = try await budgetExcess(owner: owner, sender: turn.owner).map { TurnFailure($0) }
+          looksAtBudgets = .now + configuration.restInterval
+        }
       } catch {
         logger.error("The key of a turn could not be looked up", metadata: turn.logMetadata(with: error))
       }
     }
-    logger.info("Stopping a turn because its key is not valid any more", metadata: turn.logMetadata)
+    guard let reason else { return nil }
+    logger.notice(
+      "Stopping a turn that may not go on", metadata: turn.logMetadata.merging(["code": "\(reason.code)"]) { $1 })
     // More than once, as the turn may not have reached the runner yet.
     while !Task.isCancelled {
       await runner.interrupt(turn.sessionID)
       do { try await Task.sleep(for: .milliseconds(100)) } catch { break }
     }
-    return true
+    return reason
+  }
+
+  /// The budget of a running turn's keys that is used up, with what has passed the gateway until now; nil if none is.
+  private func budgetExcess(owner: String?, sender: String?) async throws(SessionStoreError) -> LimitExcess? {
+    for account in try await accounts(owner: owner, sender: sender) where account.limits.haveBudget {
+      let now = Timestamp.now()
+      let usage = try await store.usage(of: account.key, at: now)
+      if let excess = Admission.excessWhileRunning(account, usage, at: now) { return excess }
+    }
+    return nil
   }
 
   /// Writes what a turn used whose session is being deleted.

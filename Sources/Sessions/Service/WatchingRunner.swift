@@ -8,7 +8,8 @@ import Workspaces
 #endif
 
 /// Runs turns by another runner, and looks after the workspace meanwhile: changes of files are written to the
-/// session's log, and a turn whose workspace holds more than it may, or that leaves too little of the disk, is stopped.
+/// session's log, and a turn whose workspace holds more than it may, or that leaves too little of the disk or of its key's
+/// room on it, is stopped.
 ///
 /// The workspace is looked at when a turn begins, now and then while it runs, and when it has ended. Looks and not
 /// the kernel's notifications: they tell the same for any number of folders, leave nothing open that could run out,
@@ -17,6 +18,7 @@ public struct WatchingRunner: TurnRunner {
   private let base: any TurnRunner
   private let workspaces: Workspaces
   private let log: WorkspaceLog
+  private let room: RoomLedger
   private let interval: Duration
   private let resting: RestingSessions
 
@@ -30,11 +32,13 @@ public struct WatchingRunner: TurnRunner {
   ///   - interval: the shortest pause between two looks.
   ///   - resting: looks after sessions whose turns are over.
   init(
-    _ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, interval: Duration, resting: RestingSessions
+    _ base: any TurnRunner, workspaces: Workspaces, log: WorkspaceLog, room: RoomLedger, interval: Duration,
+    resting: RestingSessions
   ) {
     self.base = base
     self.workspaces = workspaces
     self.log = log
+    self.room = room
     self.interval = interval
     self.resting = resting
   }
@@ -43,7 +47,7 @@ public struct WatchingRunner: TurnRunner {
     _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
   ) async throws(TurnRunFailure) -> TurnResult {
     await resting.turnBegins(request.session.id)
-    let watch = WorkspaceWatch(request.turn, workspaces, log, interval: interval)
+    let watch = WorkspaceWatch(request, workspaces, log, room, interval: interval)
     // The agent begins when the first look is over, so that all that it does is told; but it doesn't wait long for one.
     let (begin, go) = AsyncStream<Void>.makeStream()
     let result = await withTaskGroup(of: Result<TurnResult, TurnRunFailure>?.self) { tasks in
@@ -56,7 +60,12 @@ public struct WatchingRunner: TurnRunner {
         }
       }
       tasks.addTask {
-        if await watch.lookUntilExcess(afterFirst: { go.finish() }) { await base.interrupt(request.session.id) }
+        guard await watch.lookUntilExcess(afterFirst: { go.finish() }) else { return nil }
+        // More than once, as the turn may not have reached the runner yet.
+        while !Task.isCancelled {
+          await base.interrupt(request.session.id)
+          do { try await Task.sleep(for: .milliseconds(100)) } catch { break }
+        }
         return nil
       }
       tasks.addTask {
@@ -81,7 +90,7 @@ public struct WatchingRunner: TurnRunner {
     }
     // An interrupt ends the tools of the turn. What was left running by an earlier one would go on.
     await base.stop(request.session.id)
-    var failure = TurnRunFailure(Self.failure(excess.error, in: excess.place))
+    var failure = TurnRunFailure(excess)
     switch result {
     case .success(let turn):
       failure.partialText = turn.text
@@ -106,10 +115,13 @@ public struct WatchingRunner: TurnRunner {
 
   public func hasProcess(_ sessionID: UUID) async -> Bool { await base.hasProcess(sessionID) }
 
-  private static func failure(_ excess: FileError, in place: String) -> TurnFailure {
-    if excess == .diskFull {
-      return TurnFailure(code: "disk_full", detail: "The turn was stopped: too little of the server's disk is free.")
-    }
+}
+
+extension TurnFailure {
+  fileprivate static let diskLow = TurnFailure(
+    code: "disk_full", detail: "The turn was stopped: too little of the server's disk is free.")
+
+  fileprivate init(_ excess: FileError, in place: String) {
     let what =
       if case .quotaExceeded(.entries, let limit) = excess {
         "more than \(limit) files and folders"
@@ -118,8 +130,12 @@ public struct WatchingRunner: TurnRunner {
       } else {
         "too much"
       }
-    return TurnFailure(
+    self.init(
       code: "quota_exceeded", detail: "The turn was stopped: the \(place) holds \(what). Delete files to go on.")
+  }
+
+  fileprivate init(ofRoom excess: LimitExcess) {
+    self.init(code: "quota_exceeded", detail: "The turn was stopped. \(excess.detail)")
   }
 }
 
@@ -139,11 +155,14 @@ private actor WorkspaceWatch {
   /// The longest one. What makes looks slow must not go unwatched for long.
   private static let longestPause: Duration = .seconds(30)
 
-  /// Set when the workspace, or the agent's home directory, was found to hold more than it may, or the disk.
-  private(set) var excess: (place: String, error: FileError)?
+  /// Set when the workspace, the agent's home directory, the key or the disk was found to hold more than it may.
+  private(set) var excess: TurnFailure?
   private let turn: Turn
+  /// That which owns the session; empty if there is none.
+  private let key: String
   private let workspaces: Workspaces
   private let log: WorkspaceLog
+  private let room: RoomLedger
   private let interval: Duration
   private let start = Workspaces.changeTime()
   private var latest: WorkspaceSnapshot?
@@ -151,9 +170,15 @@ private actor WorkspaceWatch {
   /// The look that is under way. It can't be broken off, and nobody has to wait for its end.
   private var underWay: Task<Void, Never>?
   private var isFinished = false
+  /// Whether what the session takes was noted by the latest look.
+  private var isMeasured = false
 
-  init(_ turn: Turn, _ workspaces: Workspaces, _ log: WorkspaceLog, interval: Duration) {
-    self.turn = turn
+  init(
+    _ request: TurnRequest, _ workspaces: Workspaces, _ log: WorkspaceLog, _ room: RoomLedger, interval: Duration
+  ) {
+    turn = request.turn
+    key = request.session.owner ?? ""
+    self.room = room
     self.workspaces = workspaces
     self.log = log
     self.interval = interval
@@ -183,6 +208,7 @@ private actor WorkspaceWatch {
 
   /// Looks for the last time, unless that takes too long.
   func finish(within timeout: Duration) async {
+    isMeasured = false
     if latest?.isDetailed == false {
       // Of a very large workspace nothing more would be learned in the time that it takes.
       await log.record(WorkspaceChanges(omitted: 1), of: turn)
@@ -190,7 +216,7 @@ private actor WorkspaceWatch {
       let earlier = underWay
       let last = Task {
         await earlier?.value
-        _ = await look()
+        _ = await lookAndMeasure()
       }
       if await last.value(within: timeout) == nil, !isFinished {
         isFinished = true
@@ -199,6 +225,8 @@ private actor WorkspaceWatch {
     }
     isFinished = true
     log.endWatch(of: turn.sessionID)
+    // Where the last look wasn't possible in the time that it had.
+    if !isMeasured { Task { [room, turn] in await room.measure(turn.sessionID) } }
   }
 
   /// Returns when the look is over, or the caller's task is cancelled.
@@ -218,29 +246,45 @@ private actor WorkspaceWatch {
   }
 
   private func lookAtAll() async {
-    if let usage = await look() {
-      excess = workspaces.excess(of: usage).map { ("workspace", $0) }
+    guard let (inside, home) = await lookAndMeasure() else { return }
+    if let error = workspaces.excess(of: inside) {
+      excess = TurnFailure(error, in: "workspace")
+    } else if let error = workspaces.excess(of: home) {
+      excess = TurnFailure(error, in: "agent's home directory")
+    } else {
+      await lookAtRoom()
     }
-    if excess == nil, !isFinished, let usage = await lookAtHome() {
-      excess = workspaces.excess(of: usage).map { ("agent's home directory", $0) }
+  }
+
+  /// Looks at the workspace and at what else the agent can write to, and notes what both take. Nil if that isn't possible.
+  private func lookAndMeasure() async -> (inside: WorkspaceUsage, home: WorkspaceUsage)? {
+    isMeasured = false
+    let mark = await room.mark()
+    guard let inside = await look() else { return nil }
+    do {
+      let outside = try await workspaces.usageOutside(of: turn.sessionID)
+      await room.measured(turn.sessionID, inside.bytes + outside.home.bytes + outside.uploads, since: mark)
+      isMeasured = true
+      return (inside, outside.home)
+    } catch {
+      log.lookFailed(turn, error)
+      return nil
+    }
+  }
+
+  private func lookAtRoom() async {
+    do throws(SessionStoreError) {
+      excess = try await room.excess(of: key).map { TurnFailure(ofRoom: $0) }
+    } catch {
+      log.lookFailed(turn, error)
     }
   }
 
   private func lookAtDisk() async {
     do {
-      if try await workspaces.isDiskLow() { excess = ("disk", .diskFull) }
+      if try await workspaces.isDiskLow() { excess = .diskLow }
     } catch {
       log.lookFailed(turn, error)
-    }
-  }
-
-  /// What the agent can write to beside its workspace; nil if it couldn't be looked at.
-  private func lookAtHome() async -> WorkspaceUsage? {
-    do {
-      return try await workspaces.configurationUsage(of: turn.sessionID)
-    } catch {
-      log.lookFailed(turn, error)
-      return nil
     }
   }
 

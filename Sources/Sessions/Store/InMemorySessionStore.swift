@@ -13,6 +13,9 @@ public actor InMemorySessionStore: SessionStore {
     /// By number, ascending.
     var turns: [UUID] = []
     var events: [Event] = []
+    /// Bytes of its files and of its log.
+    var files: Int64 = 0
+    var log: Int64 = 0
     var approvals: [UUID] = []
   }
 
@@ -347,6 +350,25 @@ public actor InMemorySessionStore: SessionStore {
     return page(ids.compactMap { approvals[$0] }, limit) { states?.contains($0.state) ?? true }
   }
 
+  // MARK: Room on the disk
+
+  public func filesOfSessions(of key: String) throws(SessionStoreError) -> [SessionFiles] {
+    try checkOpen()
+    return entries.values.filter { $0.session.deletedAt == nil && ($0.session.owner ?? "") == key }
+      .sorted { $0.position < $1.position }.map { SessionFiles(session: $0.session.id, bytes: $0.files) }
+  }
+
+  public func noteFiles(_ size: FilesSize, of sessionID: UUID) throws(SessionStoreError) {
+    try checkOpen()
+    guard let known = entries[sessionID]?.files else { return }
+    entries[sessionID]?.files =
+      switch size {
+      case .measured(let bytes): bytes
+      case .more(let bytes): known + bytes
+      case .atLeast(let bytes): max(known, bytes)
+      }
+  }
+
   // MARK: Usage
 
   public func usage(of key: String, at now: Timestamp) throws(SessionStoreError) -> KeyUsage {
@@ -357,13 +379,16 @@ public actor InMemorySessionStore: SessionStore {
   private func use(of key: String, at now: Timestamp) -> KeyUsage {
     var usage = KeyUsage()
     for entry in entries.values where entry.session.deletedAt == nil {
-      if (entry.session.owner ?? "") == key { usage.sessions += 1 }
+      guard (entry.session.owner ?? "") == key else { continue }
+      usage.sessions += 1
+      usage.diskBytes += entry.files + entry.log
     }
     for turn in turns.values where !turn.state.isFinal {
       guard keys(of: turn).contains(key) else { continue }
       if turn.state == .running {
         usage.runningTurns += 1
         usage.reserved += reserved[turn.id] ?? 0
+        usage.pending += gatewayAccounts[turn.sessionID]?.surplus ?? ModelUse()
       } else if visibleEntry(turn.sessionID) != nil {
         usage.queuedTurns += 1
       }
@@ -534,6 +559,7 @@ public actor InMemorySessionStore: SessionStore {
         processedAt: event.processedAt, payload: event.payload)
     }
     entries[sessionID]?.events += events
+    entries[sessionID]?.log += events.reduce(0) { $0 + Int64($1.payload.utf8.count) }
     return events
   }
 

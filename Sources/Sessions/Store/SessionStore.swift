@@ -182,6 +182,16 @@ public protocol SessionStore: EventLogReader {
     of sessionID: UUID, after: UUID?, limit: Int, states: Set<Approval.State>?
   ) async throws(SessionStoreError) -> StorePage<Approval>
 
+  // MARK: Room on the disk
+
+  /// What is known of the files of a key's sessions, those in deletion left out.
+  ///
+  /// - Parameter key: the id of a key; empty for the sessions that nobody owns.
+  func filesOfSessions(of key: String) async throws(SessionStoreError) -> [SessionFiles]
+
+  /// Notes how much the files of a session take; does nothing if there is no such session.
+  func noteFiles(_ size: FilesSize, of sessionID: UUID) async throws(SessionStoreError)
+
   // MARK: Usage
 
   /// What counts for a key; zeros for one that is not known.

@@ -242,6 +242,28 @@ public struct Recovery: Hashable, Sendable {
   }
 }
 
+/// What is known of the files of a session.
+public struct SessionFiles: Hashable, Sendable {
+  public let session: UUID
+  /// Bytes on the disk, as they were noted last; nil if they never were, in a store of an earlier version.
+  public let bytes: Int64?
+
+  public init(session: UUID, bytes: Int64?) {
+    self.session = session
+    self.bytes = bytes
+  }
+}
+
+/// Bytes that the files of a session take on the disk.
+public enum FilesSize: Hashable, Sendable {
+  /// As they were measured.
+  case measured(Int64)
+  /// So many more than before.
+  case more(Int64)
+  /// As many as before, but no fewer than these.
+  case atLeast(Int64)
+}
+
 /// How much a store holds. Sessions whose deletion has begun don't count, except in `events` and `bytes`.
 public struct StoreStatistics: Hashable, Sendable {
   public var sessions: Int
