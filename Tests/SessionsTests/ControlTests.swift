@@ -172,13 +172,35 @@ import Testing
         for approval in try await pending(service, id, count: 2) {
           _ = try await service.decide(approval.id, of: id, ApprovalVerdict(.allow))
         }
-        let denial = "deny 2 tool calls of this turn wait for a decision already. Try again later."
+        let denial =
+          "deny Too much of this turn waits for a decision: 2 tool calls with 16777216 bytes of input in all may. "
+          + "Try again later or with less."
         #expect(
           try await service.outcome(of: turn).result
             == (["allow -", "allow -"] + Array(repeating: denial, count: 3)).joined(separator: ", "))
         // What was denied for that left nothing behind, and the next turn may ask again.
         #expect(try await service.approvals(of: id).items.count == 2)
         #expect(try await logTypes(service, id).count { $0 == "approval.requested" } == 2)
+      })
+  }
+
+  @Test func moreInputThanMayWaitIsDenied() async throws {
+    let answers = PermissionAnswers()
+    let long = JSONValue.string(String(repeating: "x", count: 600))
+    let questions = [
+      CLIMessages.ask("q1", ["command": long]), CLIMessages.ask("q2", ["command": long]),
+      CLIMessages.ask("q3", ["command": "c"]),
+    ]
+    try await withService(
+      runner: asking(answers, questions), configure: { $0.maximumPendingApprovalBytes = 1000 },
+      { service in
+        let id = try await service.create(NewSession()).session.id
+        let turn = try await service.send("go", to: id)
+        for approval in try await pending(service, id, count: 2) {
+          _ = try await service.decide(approval.id, of: id, ApprovalVerdict(.allow))
+        }
+        let words = try #require(try await service.outcome(of: turn).result).split(separator: ", ")
+        #expect(words.map { $0.prefix(5) } == ["allow", "deny ", "allow"])
       })
   }
 

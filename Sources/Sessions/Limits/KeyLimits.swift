@@ -68,9 +68,9 @@ public enum KeyLimit: String, CaseIterable, Hashable, Sendable {
   /// A US dollar in the unit of amounts that are money.
   public static let dollar: Int64 = 1_000_000_000
 
-  /// A cost in the unit of amounts that are money.
+  /// A cost in the unit of amounts that are money: from nothing to a million dollars, so that sums of many can't overflow.
   public static func amount(ofDollars dollars: Double) -> Int64 {
-    Int64(exactly: (max(0, dollars) * Double(dollar)).rounded()) ?? 0
+    Int64(exactly: (min(max(0, dollars), 1_000_000) * Double(dollar)).rounded()) ?? 0
   }
 }
 

@@ -68,6 +68,7 @@ actor ApprovalDesk {
   private let hub: EventHub
   private let timeout: Duration
   private let maximumPending: Int
+  private let maximumPendingBytes: Int
   private let observer: (any TurnObserver)?
   private let logger: Logger
   private var pending: [UUID: Pending] = [:]
@@ -78,6 +79,7 @@ actor ApprovalDesk {
 
   init(
     store: any SessionStore, runner: any TurnRunner, hub: EventHub, timeout: Duration, maximumPending: Int,
+    maximumPendingBytes: Int,
     observer: (any TurnObserver)?, logger: Logger
   ) {
     self.store = store
@@ -85,6 +87,7 @@ actor ApprovalDesk {
     self.hub = hub
     self.timeout = timeout
     self.maximumPending = maximumPending
+    self.maximumPendingBytes = maximumPendingBytes
     self.observer = observer
     self.logger = logger
   }
@@ -129,14 +132,16 @@ actor ApprovalDesk {
       _ = await runner.answerPermission(requestID, of: session, Self.answer(verdict, rules))
       return
     }
-    if pending.values.count(where: { $0.approval.turnID == turn.id }) >= maximumPending {
-      return await refuse(requestID, turn)
-    }
+    let input = (request["input"] ?? [:]).description
+    let waiting = pending.values.filter { $0.approval.turnID == turn.id }
+    guard waiting.count < maximumPending,
+      waiting.reduce(input.utf8.count, { $0 + $1.approval.input.utf8.count }) <= maximumPendingBytes
+    else { return await refuse(requestID, turn) }
     let now = Timestamp.now()
     let approval = Approval(
       id: UUID(), sessionID: session, turnID: turn.id, toolName: request["tool_name"]?.stringValue ?? "",
-      toolUseID: request["tool_use_id"]?.stringValue ?? "", input: (request["input"] ?? [:]).description,
-      cliRequestID: requestID, createdAt: now, expiresAt: now.advanced(by: timeout))
+      toolUseID: request["tool_use_id"]?.stringValue ?? "", input: input, cliRequestID: requestID, createdAt: now,
+      expiresAt: now.advanced(by: timeout))
     pending[approval.id] = Pending(approval: approval, rules: rules)
     do throws(SessionStoreError) {
       hub.publish(try await store.addApproval(approval, events: Self.requested(approval, request)))
@@ -162,11 +167,15 @@ actor ApprovalDesk {
     if refusedTurns.insert(turn.id).inserted {
       logger.warning(
         "A turn asks for more permissions than may wait at one time; the rest is denied",
-        metadata: turn.logMetadata.merging(["limit": "\(maximumPending)"]) { $1 })
+        metadata: turn.logMetadata.merging(["limit": "\(maximumPending)", "limit_bytes": "\(maximumPendingBytes)"]) {
+          $1
+        })
     }
     _ = await runner.answerPermission(
       requestID, of: turn.sessionID,
-      .deny(message: "\(maximumPending) tool calls of this turn wait for a decision already. Try again later."))
+      .deny(
+        message: "Too much of this turn waits for a decision: \(maximumPending) tool calls with "
+          + "\(maximumPendingBytes) bytes of input in all may. Try again later or with less."))
   }
 
   /// Decides a pending approval.

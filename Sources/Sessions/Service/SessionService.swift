@@ -31,6 +31,8 @@ public struct SessionServiceConfiguration: Sendable {
   /// Questions for permission of one turn that wait at one time; more are denied. Default 64: that many tool calls no
   /// model makes at once, but a tool could ask in the CLI's name.
   public var maximumPendingApprovals = 64
+  /// Bytes of their tool calls' input, which are kept in memory.
+  public var maximumPendingApprovalBytes = 16 << 20
 
   /// Turns that run at one time; others wait, those of different keys in fair order. Default: no bound.
   public var maximumRunningTurns = Int.max
@@ -194,7 +196,8 @@ public actor SessionService {
     self.logger = logger
     approvalDesk = ApprovalDesk(
       store: store, runner: runner, hub: hub, timeout: configuration.approvalTimeout,
-      maximumPending: configuration.maximumPendingApprovals, observer: observer, logger: logger)
+      maximumPending: configuration.maximumPendingApprovals,
+      maximumPendingBytes: configuration.maximumPendingApprovalBytes, observer: observer, logger: logger)
   }
 
   // MARK: Start and end
