@@ -138,7 +138,9 @@ extension Workspaces {
   /// Bytes that the unfinished uploads of a session take.
   func usageOfUploads(_ session: UUID) throws -> Int64 {
     do {
-      return try limits.count(try uploadDirectory(session, isMade: false).raw).bytes
+      // It would be closed at once without a name of its own.
+      let directory = try uploadDirectory(session, isMade: false)
+      return try limits.count(directory.raw).bytes
     } catch UploadError.notFound {
       return 0
     }

@@ -254,7 +254,8 @@ import Testing
         try await client.send("x")
         #expect(try await Peer.accept(target).receiveText(1) == "x")
       }
-      #expect(ContinuousClock.now - start >= .milliseconds(195))
+      // Two at once, and one by what the time before them has allowed.
+      #expect(ContinuousClock.now - start >= .milliseconds(145))
     }
   }
 

@@ -40,6 +40,7 @@ import Testing
       let head = try await server.send("HEAD", target, Self.version)
       #expect(head.status == 200 && head["upload-offset"] == ["200000"] && head["upload-length"] == ["500000"])
       #expect(head["cache-control"] == ["no-store"])
+      #expect(try await server.workspaces.usageOutside(of: server.session.id).uploads >= 200_000)
       #expect(server.read("big/file.bin") == nil)
       let bad = try await patch(
         server, target, offset: 200_000, Array(content[200_000...]), checksum: "sha1 Kq5sNclPz7QV2+lfQIuc6R7oRu0=")
