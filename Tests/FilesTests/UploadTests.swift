@@ -2,6 +2,7 @@ import Foundation
 import Sessions
 import TestSupport
 import Testing
+import Workspaces
 
 /// Uploads in parts by the tus protocol.
 @Suite struct UploadTests {
