@@ -70,18 +70,19 @@ actor ClaudeProcess {
   private let errorOutput: ErrorOutput
   private var reader: Task<Void, Never>?
   private var hasOutputEnded = false
+  private var hasErrorOutputEnded = false
   private var outOfMemoryKillsBefore = 0
 
-  /// Why the process is being ended by this side; nil as long as it isn't.
   /// Answers to the CLI that its pipe hasn't taken yet.
   private var unreadAnswers = 0
+  /// Why the process is being ended by this side; nil as long as it isn't.
   private var endReason: ClaudeFailure?
   private var exit: ClaudeExit?
   private(set) var isGone = false
   /// Whether the owner knows that it is gone, too.
   private var isFinished = false
   private var waiters: [UInt64: (event: Event, continuation: CheckedContinuation<Bool, Never>)] = [:]
-  private enum Event { case exit, outputEnd, gone }
+  private enum Event { case exit, outputEnd, errorOutputEnd, gone }
 
   private var nextNumber: UInt64 = 0
   private var controlRequests: [String: CheckedContinuation<Result<JSONValue, ClaudeFailure>, Never>] = [:]
@@ -226,11 +227,14 @@ actor ClaudeProcess {
     }
     do {
       let errorOutput = errorOutput
-      errorChannel = try await NIOPipeBootstrap(group: executor.eventLoop)
+      let channel = try await NIOPipeBootstrap(group: executor.eventLoop)
         .channelInitializer { channel in channel.pipeline.addHandler(errorOutput) }
         .takingOwnershipOfDescriptor(input: error).get()
+      errorChannel = channel
+      channel.closeFuture.whenComplete { _ in Task { await self.errorOutputEnded() } }
     } catch _ {
       close(error)
+      errorOutputEnded()
     }
     do {
       let channel = try await NIOPipeBootstrap(group: executor.eventLoop)
@@ -421,6 +425,8 @@ actor ClaudeProcess {
     // What is left of it may hold the output open.
     await StrayProcesses.ofSession(command.session.id).kill()
     if !(await wait(for: .outputEnd, atMost: .seconds(10))) { reader?.cancel() }
+    // The reason may be among the last that it says.
+    await wait(for: .errorOutputEnd, atMost: .seconds(1))
     finishTurn(.failure(exitFailure(partial: partial)))
     failControlRequests(exitFailure(partial: nil))
     input?.close(promise: nil)
@@ -475,6 +481,7 @@ actor ClaudeProcess {
     switch event {
     case .exit: exit != nil
     case .outputEnd: hasOutputEnded
+    case .errorOutputEnd: hasErrorOutputEnded
     case .gone: isFinished
     }
   }
@@ -557,6 +564,11 @@ actor ClaudeProcess {
   private func outputEnded() {
     hasOutputEnded = true
     signalEvent(.outputEnd)
+  }
+
+  private func errorOutputEnded() {
+    hasErrorOutputEnded = true
+    signalEvent(.errorOutputEnd)
   }
 
   private func receive(_ line: ByteBuffer) async {

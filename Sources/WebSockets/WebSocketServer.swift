@@ -14,11 +14,17 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
   private let application: Application
   private let configuration: WebSocketServerConfiguration
   private let logger: Logger
+  private let onListening: @Sendable () -> Void
 
-  public init(application: Application, configuration: WebSocketServerConfiguration, logger: Logger) {
+  /// - Parameter onListening: runs once clients can connect; they are served soon after.
+  public init(
+    application: Application, configuration: WebSocketServerConfiguration, logger: Logger,
+    onListening: @escaping @Sendable () -> Void = {}
+  ) {
     self.application = application
     self.configuration = configuration
     self.logger = logger
+    self.onListening = onListening
   }
 
   /// Serves until graceful shutdown, which closes each socket with 1001 once its application is ready, also one that is
@@ -26,6 +32,7 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
   public func run() async throws {
     let socket = try ListeningSocket(configuration.address, backlog: configuration.backlog)
     defer { socket.close() }
+    onListening()
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     do {
       try await serve(socket, on: group)

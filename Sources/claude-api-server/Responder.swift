@@ -100,6 +100,7 @@ struct Responder {
       directories: [configuration.stateDirectory, configuration.workspaceRoot],
       minimumFreeBytes: configuration.minimumFreeDisk)
     let start = AfterStart<WebSocketServer<SessionSockets>>.Start()
+    let socketsListen = AfterStart<WebSocketServer<SessionSockets>>.Start()
     // The look at the CLI takes longer than the start may, and its outcome changes nothing of it.
     let examination = Mutex<Task<Void, Never>?>(nil)
     let api = API(
@@ -127,12 +128,15 @@ struct Responder {
           }
         }
         examination.withLock { $0 = Task { await examine(runner, used, gateway, monitor) } }
+        start.announce()
+        // Whoever is told that this server is healthy may open a socket, too.
+        await cancelWhenGracefulShutdown { await socketsListen.wait() }
         try manager.tell(.ready)
         logger.info("Listening", metadata: ["socket": "\(address)", "version": "\(Server.version)"])
-        start.announce()
       })
     let webSockets = WebSocketServer(
-      application: api.sockets(socketConfiguration), configuration: try webSocketConfiguration(manager), logger: logger)
+      application: api.sockets(socketConfiguration), configuration: try webSocketConfiguration(manager), logger: logger,
+      onListening: { socketsListen.announce() })
     let watching = Task { await watchdog?.run() }
     defer { watching.cancel() }
     try await ServiceGroup(
