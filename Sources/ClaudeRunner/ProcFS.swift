@@ -11,24 +11,56 @@ enum ProcFS {
     var start: UInt64
     /// Its environment has nothing in it, rather than being out of sight while it starts a program.
     var hasEmptyEnvironment: Bool
+
+    /// - Parameter stat: what `/proc/PID/stat` says; nil comes of anything else.
+    init?(_ stat: String) {
+      // The name, in parentheses, may hold anything; the fields follow its last one.
+      guard let end = stat.lastIndex(of: ")") else { return nil }
+      let values = Array(stat[end...].split(separator: " ").dropFirst().prefix(49))
+      guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]),
+        let start = UInt64(values[19])
+      else { return nil }
+      isZombie = values[0] == "Z"
+      self.parent = parent
+      self.session = session
+      self.start = start
+      // A thread of the kernel has no memory, and the start of the code says 1 where one may not look. `execve` gives a
+      // process new memory first, then its environment, whose end is at its start until it is complete, and tells where
+      // the code is at last.
+      let (memory, code, environment) = (values[20], values[23], (start: values[47], end: values[48]))
+      hasEmptyEnvironment = memory == "0" || code == "1" || (code != "0" && environment.start == environment.end)
+    }
   }
 
-  static func bytes(_ path: String, limit: Int = 4 << 20) -> [UInt8] {
+  static func text(_ path: String) -> String {
     let file = open(path, O_RDONLY | O_CLOEXEC)
-    guard file >= 0 else { return [] }
+    guard file >= 0 else { return "" }
     defer { close(file) }
     var bytes: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 16 << 10)
-    while bytes.count < limit {
+    while bytes.count < 4 << 20 {
       let count = read(file, &chunk, chunk.count)
       guard count > 0 else { break }
       bytes += chunk[..<count]
     }
-    return bytes
+    return String(decoding: bytes, as: UTF8.self)
   }
 
-  static func text(_ path: String) -> String {
-    String(decoding: bytes(path), as: UTF8.self)
+  /// The environment that a process was started with, its entries apart by zeros.
+  ///
+  /// It is read at once: between two reads the process may start another program, and the second finds nothing.
+  static func environment(of pid: pid_t) -> [UInt8] {
+    // The second is more than the kernel lets a program be given.
+    for size in [16 << 10, 8 << 20] {
+      let file = open("/proc/\(pid)/environ", O_RDONLY | O_CLOEXEC)
+      guard file >= 0 else { return [] }
+      defer { close(file) }
+      let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+        count = max(0, read(file, buffer.baseAddress, size))
+      }
+      if bytes.count < size { return bytes }
+    }
+    return []
   }
 
   /// The names in a directory that are numbers.
@@ -45,23 +77,7 @@ enum ProcFS {
     return numbers
   }
 
-  static func status(of pid: pid_t) -> Status? {
-    // The name, in parentheses, may hold anything; the fields follow its last one.
-    let stat = text("/proc/\(pid)/stat")
-    guard let end = stat.lastIndex(of: ")") else { return nil }
-    let fields = stat[end...].split(separator: " ").dropFirst()
-    let values = Array(fields.prefix(49))
-    guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]),
-      let start = UInt64(values[19])
-    else { return nil }
-    // A thread of the kernel has no memory, and the start of the code says 1 where one may not look. `execve` gives a
-    // process new memory first and tells later where in it the environment is.
-    let (memory, code, environment) = (values[20], values[23], (start: values[47], end: values[48]))
-    return Status(
-      isZombie: values[0] == "Z", parent: parent, session: session, start: start,
-      hasEmptyEnvironment: memory == "0" || code == "1"
-        || (environment.end != "0" && environment.start == environment.end))
-  }
+  static func status(of pid: pid_t) -> Status? { Status(text("/proc/\(pid)/stat")) }
 
   /// The time in the kernel's ticks since the system started, in which it tells when processes began.
   static var now: UInt64 {

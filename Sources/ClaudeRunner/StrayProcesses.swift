@@ -60,7 +60,7 @@ struct StrayProcesses: Sendable {
         guard pidfd >= 0 else { continue }
         defer { close(pidfd) }
         // Looked at once more: until now the number could have passed to another process.
-        guard isMarked(ProcFS.bytes("/proc/\(pid)/environ")) else { continue }
+        guard isMarked(ProcFS.environment(of: pid)) else { continue }
         if clinux_pidfd_send_signal(pidfd, SIGKILL) == 0 { killed.insert(pid) }
       }
       usleep(round < 5 ? 1000 : 20_000)
@@ -78,7 +78,7 @@ struct StrayProcesses: Sendable {
     var found: [pid_t] = []
     var undecided = false
     for pid in ProcFS.numbers(in: "/proc") where pid != own && ProcFS.owner(of: pid) == user {
-      let environment = ProcFS.bytes("/proc/\(pid)/environ")
+      let environment = ProcFS.environment(of: pid)
       if isMarked(environment) {
         if isMeant(pid) { found.append(pid) }
       } else if environment.isEmpty, let status = ProcFS.status(of: pid), !status.isZombie,

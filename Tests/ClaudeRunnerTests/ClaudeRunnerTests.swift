@@ -594,18 +594,54 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try await fixture.end() == [])
   }
 
-  /// A process has no environment to be known by while it starts a program, and these do nothing else.
-  @Test func killsWhatIsStartingPrograms() async throws {
+  /// A process has no environment to be known by while it starts a program, and these do nothing else. With many
+  /// variables it is to be seen half made more often, and to be replaced while it is read.
+  @Test(arguments: [0, 20_000]) func killsWhatIsStartingPrograms(variables: Int) async throws {
     let fixture = try Fixture()
     let again = #"exec /bin/sh -c "$0" "$0""#
+    var environment: [String: String?] = ["CLAUDE_API_INSTANCE": fixture.instance]
+    for number in 0..<variables { environment["VARIABLE_\(number)"] = "\(number)" }
     for _ in 0..<20 {
-      let left = try ChildProcess(
-        ["/bin/sh", "-c", again, again], environment: ["CLAUDE_API_INSTANCE": fixture.instance], output: "/dev/null")
+      let left = try ChildProcess(["/bin/sh", "-c", again, again], environment: environment, output: "/dev/null")
       while !StrayProcesses.ofInstance(fixture.instance).find().contains(left.pid) { await Task.yield() }
-      #expect(await fixture.runner.killStrays() == 1)
+      let killed = await fixture.runner.killStrays()
+      #expect(killed == 1)
+      if killed == 0 { left.signal(SIGKILL) }
       #expect(await left.waitForExit() == .signal(SIGKILL))
     }
     #expect(try await fixture.end() == [])
+  }
+}
+
+@Suite(.timeLimit(.minutes(2))) struct ProcFSTests {
+  /// The start of the code, and the start and the end of the environment, as the kernel shows them.
+  @Test(arguments: [
+    ("94273012207616", "140725000001000", "140725000003000", false),
+    ("94273012207616", "140725000001000", "140725000001000", true),
+    // In the middle of execve: nothing yet, and not all of it.
+    ("0", "0", "0", false), ("0", "140725000001000", "0", false), ("0", "140725000001000", "140725000001000", false),
+    // One may not look.
+    ("1", "0", "0", true),
+  ])
+  func tellsAnEmptyEnvironmentFromOneThatIsBeingMade(code: String, start: String, end: String, isEmpty: Bool) throws {
+    var fields = Array(repeating: "7", count: 52)
+    fields[0...2] = ["4711", "(a) R (b)", "S"]
+    fields[25] = code
+    fields[49...50] = [start, end]
+    let status = try #require(ProcFS.Status(fields.joined(separator: " ")))
+    #expect(status.hasEmptyEnvironment == isEmpty)
+    #expect(!status.isZombie)
+  }
+
+  @Test func readsAnEnvironmentWhole() async throws {
+    let large = String(repeating: "x", count: 100_000)
+    let child = try ChildProcess(["/bin/sleep", "600"], environment: ["LARGE": large], output: "/dev/null")
+    while !ProcFS.environment(of: child.pid).split(separator: 0).contains(where: {
+      $0.elementsEqual("LARGE=\(large)".utf8)
+    }) {
+      await Task.yield()
+    }
+    await child.stop()
   }
 }
 
