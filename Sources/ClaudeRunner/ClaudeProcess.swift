@@ -272,7 +272,7 @@ actor ClaudeProcess {
     if let endReason { throw endReason }
     if exit != nil {
       wasLastTurnSilent = true
-      throw exitFailure(partial: nil)
+      throw await failureOfGone()
     }
     guard turn == nil else { throw ClaudeFailure(.busy, "The session has a turn in flight.") }
     wasLastTurnSilent = false
@@ -435,6 +435,12 @@ actor ClaudeProcess {
     await onGone(self)
     isFinished = true
     signalEvent(.gone)
+  }
+
+  /// Why a process ended, known once all that it said is there.
+  private func failureOfGone() async -> ClaudeFailure {
+    await waitUntilGone()
+    return exitFailure(partial: nil)
   }
 
   private func exitFailure(partial: ClaudeTurnResult?) -> ClaudeFailure {
@@ -781,7 +787,7 @@ actor ClaudeProcess {
   private func control(
     _ request: [String: JSONValue], timeout: Duration
   ) async throws(ClaudeFailure) -> JSONValue {
-    if exit != nil { throw exitFailure(partial: nil) }
+    if exit != nil { throw await failureOfGone() }
     nextNumber += 1
     let id = "request-\(nextNumber)"
     let timer = Task {

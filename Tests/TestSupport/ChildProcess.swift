@@ -89,14 +89,18 @@ public final class ChildProcess: Sendable {
   /// How the child has ended, or nil if it hasn't.
   public var exit: Exit? { state.withLock { $0.exit } }
 
-  /// Waits until the child has ended.
+  /// Waits until the child has ended, and kills its group if the test may not wait any longer.
   public func waitForExit() async -> Exit {
-    await withCheckedContinuation { continuation in
-      let exit = state.withLock { state in
-        if state.exit == nil { state.waiters.append(continuation) }
-        return state.exit
+    await withTaskCancellationHandler {
+      await withCheckedContinuation { continuation in
+        let exit = state.withLock { state in
+          if state.exit == nil { state.waiters.append(continuation) }
+          return state.exit
+        }
+        if let exit { continuation.resume(returning: exit) }
       }
-      if let exit { continuation.resume(returning: exit) }
+    } onCancel: {
+      signalGroup(SIGKILL)
     }
   }
 
