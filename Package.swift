@@ -62,7 +62,7 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(
       name: "ClaudeRunner",
-      dependencies: ["CLinux", "JSONSupport", logging, nioCore, nioPosix],
+      dependencies: ["CLinux", "JSONSupport", "NIOSupport", logging, nioCore, nioPosix],
       swiftSettings: swiftSettings),
     .target(
       name: "ClientSupport",
@@ -88,6 +88,7 @@ let package = Package(
       swiftSettings: swiftSettings),
     .target(name: "JSONSupport", swiftSettings: swiftSettings),
     .target(name: "Monitoring", dependencies: [logging], swiftSettings: swiftSettings),
+    .target(name: "NIOSupport", dependencies: [nioCore], swiftSettings: swiftSettings),
     .target(name: "Sandbox", dependencies: ["CLinux", "ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
@@ -98,7 +99,7 @@ let package = Package(
     .target(
       name: "WebSockets",
       dependencies: [
-        "HummingbirdFastCGI", httpTypes, logging, nioCore, nioHTTP1, nioPosix,
+        "HummingbirdFastCGI", "NIOSupport", httpTypes, logging, nioCore, nioHTTP1, nioPosix,
         .product(name: "NIOWebSocket", package: "swift-nio"),
         serviceLifecycle,
       ],
@@ -210,7 +211,8 @@ let package = Package(
       name: "store-writer", dependencies: ["SQLiteStore", "Sessions"], path: "Tests/StoreWriter",
       swiftSettings: swiftSettings),
     .target(
-      name: "TestSupport", dependencies: ["JSONSupport"], path: "Tests/TestSupport", swiftSettings: swiftSettings),
+      name: "TestSupport", dependencies: ["JSONSupport", logging], path: "Tests/TestSupport",
+      swiftSettings: swiftSettings),
     .testTarget(
       name: "WebSocketTests",
       dependencies: [

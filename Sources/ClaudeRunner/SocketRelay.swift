@@ -2,6 +2,7 @@ import CLinux
 import Glibc
 import NIOCore
 import NIOPosix
+import NIOSupport
 import Synchronization
 
 /// Listens on a unix socket of its own and passes each connection on to another one, byte for byte.
@@ -60,7 +61,9 @@ final class SocketRelay: Sendable {
         // One at a time, so that the bound is exact.
         .serverChannelOption(.maxMessagesPerRead, value: 1)
         .serverChannelInitializer { channel in
-          channel.eventLoop.makeCompletedFuture { try channel.pipeline.syncOperations.addHandler(gate.value) }
+          channel.eventLoop.makeCompletedFuture {
+            try channel.pipeline.syncOperations.addHandlers([AcceptPause(), gate.value])
+          }
         }
         .childChannelOptions(of: bounds)
         .childChannelInitializer { gate.value.passOn($0) }
@@ -119,9 +122,6 @@ private final class Gate: ChannelDuplexHandler {
     var client: (any Channel)?
     var server: (any Channel)?
   }
-
-  /// How long nothing is accepted after that was impossible, for want of descriptors for instance.
-  private static let pause = TimeAmount.seconds(1)
 
   private let target: String
   private let bounds: SocketRelay.Bounds
@@ -198,26 +198,6 @@ private final class Gate: ChannelDuplexHandler {
     figures.open.add(1, ordering: .relaxed)
     client.closeFuture.assumeIsolated().whenComplete { _ in self.ended(client, \.client) }
     context.fireChannelRead(data)
-  }
-
-  func errorCaught(context: ChannelHandlerContext, error: any Error) {
-    // The channel itself would try again at once, for as long as somebody waits.
-    if error is IOError, timer == nil, let options = context.channel.syncOptions {
-      do {
-        try options.setOption(.autoRead, value: false)
-        timer = context.eventLoop.assumeIsolated().scheduleTask(in: Self.pause) {
-          self.timer = nil
-          do {
-            try options.setOption(.autoRead, value: true)
-          } catch {
-            // It was closed meanwhile.
-          }
-        }
-      } catch {
-        // It has just been closed.
-      }
-    }
-    context.fireErrorCaught(error)
   }
 
   func channelInactive(context: ChannelHandlerContext) {

@@ -3,6 +3,7 @@ import HummingbirdFastCGI
 public import Logging
 import NIOCore
 import NIOPosix
+import NIOSupport
 public import ServiceLifecycle
 import Synchronization
 
@@ -54,6 +55,12 @@ public struct WebSocketServer<Application: WebSocketApplication>: Service {
     let listener: any Channel
     do {
       listener = try await ServerBootstrap(group: group)
+        .serverChannelInitializer { [logger] channel in
+          channel.eventLoop.makeCompletedFuture {
+            try channel.pipeline.syncOperations.addHandler(
+              AcceptPause { logger.error("Accepting sockets pauses", metadata: ["error": "\($0)"]) })
+          }
+        }
         .childChannelOption(
           .writeBufferWaterMark,
           value: .init(low: configuration.outputHighWater / 2, high: configuration.outputHighWater)

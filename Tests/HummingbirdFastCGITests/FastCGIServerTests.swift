@@ -7,6 +7,7 @@ import HummingbirdFastCGI
 import Logging
 import ServiceLifecycle
 import Synchronization
+import TestSupport
 import Testing
 
 @Suite struct FastCGIServerTests {

@@ -3,7 +3,7 @@ import Hummingbird
 import HummingbirdFastCGI
 import Logging
 import ServiceLifecycle
-import Synchronization
+import TestSupport
 
 typealias TestRouter = Router<BasicFastCGIRequestContext>
 
@@ -87,28 +87,6 @@ func removeDirectory(_ path: String) {
   }
   closedir(directory)
   rmdir(path)
-}
-
-/// Keeps the messages that were logged.
-final class LogRecorder: LogHandler, Sendable {
-  private let stored = Mutex<[String]>([])
-  var messages: [String] { stored.withLock { $0 } }
-  var metadata: Logger.Metadata {
-    get { [:] }
-    set {}
-  }
-  var logLevel: Logger.Level {
-    get { .trace }
-    set {}
-  }
-  subscript(metadataKey _: String) -> Logger.MetadataValue? {
-    get { nil }
-    set {}
-  }
-
-  func log(event: LogEvent) {
-    stored.withLock { $0.append("\(event.message)") }
-  }
 }
 
 /// Something that happens once, which a test waits for.

@@ -45,14 +45,15 @@ struct TestSockets: Sendable {
 
   /// Runs `body` with a server, and ends it.
   static func run<Value>(
-    _ application: some WebSocketApplication, configure: (inout WebSocketServerConfiguration) -> Void = { _ in },
+    _ application: some WebSocketApplication, log: any LogHandler = SwiftLogNoOpLogHandler(),
+    configure: (inout WebSocketServerConfiguration) -> Void = { _ in },
     _ body: (TestSockets) async throws -> Value
   ) async throws -> Value {
     try await withTemporaryDirectory { directory in
       let path = directory + "/ws.sock"
       var configuration = WebSocketServerConfiguration(address: .unixSocket(path: path))
       configure(&configuration)
-      let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+      let logger = Logger(label: "test") { _ in log }
       let server = WebSocketServer(application: application, configuration: configuration, logger: logger)
       let group = ServiceGroup(services: [server], logger: logger)
       let running = Task { try await group.run() }

@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import TestSupport
 import Testing
 import WebSockets
@@ -320,6 +321,38 @@ import WebSockets
       #expect(try await socket.next()?.payload.count == 1000)
       try await socket.send(raw: RawWebSocket.bytes(1, [UInt8](repeating: 0x41, count: 8 << 10)))
       #expect(try await socket.rest().last?.closeCode == 1009)
+    }
+  }
+
+  /// In a process of its own, as the limit is the process's.
+  @Test func withoutDescriptorsItPausesAndRecovers() async {
+    await #expect(processExitsWith: .success) {
+      let log = LogRecorder()
+      try await TestSockets.run(Echo(), log: log) { server in
+        let first = try await server.open()
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        let spare = dup(0)
+        close(spare)
+        // Each connection takes two descriptors of this process, so the last one can connect and not be accepted.
+        limit.rlim_cur = rlim_t(spare) + 3
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        var others: [RawConnection] = []
+        while let other = try? RawConnection(unixSocket: server.path) { others.append(other) }
+        guard let last = others.popLast() else { exit(2) }
+        func pauses() -> Int { log.messages.count { $0 == "Accepting sockets pauses" } }
+        while pauses() == 0 { await Task.yield() }
+        // Sockets that are open go on.
+        try await first.send("still there")
+        guard try await first.next()?.payload == Array("still there".utf8) else { exit(3) }
+        let before = pauses()
+        others.removeAll()
+        let socket = try await RawWebSocket.open(last, path: "/echo")
+        try await socket.send("at last")
+        guard try await socket.next()?.payload == Array("at last".utf8) else { exit(4) }
+        // One message a pause of 100 ms; a spin would have logged thousands.
+        guard pauses() - before < 50 else { exit(5) }
+      }
     }
   }
 }
