@@ -143,7 +143,7 @@ let package = Package(
     .testTarget(
       name: "ClaudeRunnerTests",
       dependencies: [
-        "ClaudeRunner", "DemoModel", "JSONSupport", "TestSupport", "fake-claude", logging, nioCore, nioPosix,
+        "CLinux", "ClaudeRunner", "DemoModel", "JSONSupport", "TestSupport", "fake-claude", logging, nioCore, nioPosix,
         serviceLifecycle,
       ],
       swiftSettings: swiftSettings),

@@ -16,6 +16,27 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+// The children whose status belongs to who started them. The lock is held while one is started, too, so that none is
+// taken for an orphan before it is among them.
+static pthread_mutex_t children_lock = PTHREAD_MUTEX_INITIALIZER;
+static pid_t *children;
+static size_t child_count, child_capacity;
+
+static int has_room_for_child(void) {
+  if (child_count < child_capacity) return 1;
+  pid_t *grown = reallocarray(children, child_capacity + 64, sizeof *grown);
+  if (grown == NULL) return 0;
+  children = grown;
+  child_capacity += 64;
+  return 1;
+}
+
+static size_t index_of_child(pid_t pid) {
+  size_t index = 0;
+  while (index < child_count && children[index] != pid) index++;
+  return index;
+}
+
 struct child_arguments {
   const char *path;
   char *const *argv;
@@ -103,11 +124,15 @@ struct clinux_spawn_result clinux_spawn(
   };
   struct clinux_spawn_result result = {.pid = -1, .pidfd = -1, .stage = CLINUX_SPAWN_CLONE};
 
+  pthread_mutex_lock(&children_lock);
   const size_t stack_size = 64 * 1024;
-  void *stack =
-      mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  void *stack = MAP_FAILED;
+  if (has_room_for_child()) {
+    stack = mmap(NULL, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  }
   if (stack == MAP_FAILED) {
     result.error = errno;
+    pthread_mutex_unlock(&children_lock);
     return result;
   }
 
@@ -123,14 +148,20 @@ struct clinux_spawn_result clinux_spawn(
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   munmap(stack, stack_size);
 
+  int is_running = pid >= 0 && arguments.stage == CLINUX_SPAWN_OK;
+  if (is_running) children[child_count++] = pid;
+  if (pid >= 0 && !is_running) {
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
+    }
+    close(pidfd);
+  }
+  pthread_mutex_unlock(&children_lock);
+
   if (pid < 0) {
     result.error = clone_error;
     return result;
   }
-  if (arguments.stage != CLINUX_SPAWN_OK) {
-    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {
-    }
-    close(pidfd);
+  if (!is_running) {
     result.stage = arguments.stage;
     result.error = arguments.error;
     return result;
@@ -153,11 +184,23 @@ int clinux_pidfd_open(pid_t pid) {
 int clinux_pidfd_reap(int pidfd, int *code, int *status) {
   siginfo_t info;
   memset(&info, 0, sizeof info);
-  if (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG) < 0) return -errno;
-  if (info.si_pid == 0) return 0;
-  *code = info.si_code;
-  *status = info.si_status;
-  return 1;
+  // The number may belong to the next child as soon as this one is reaped.
+  pthread_mutex_lock(&children_lock);
+  int result = waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG) < 0 ? -errno : info.si_pid != 0;
+  size_t index = result == 1 ? index_of_child(info.si_pid) : child_count;
+  if (index < child_count) children[index] = children[--child_count];
+  pthread_mutex_unlock(&children_lock);
+  if (result == 1) {
+    *code = info.si_code;
+    *status = info.si_status;
+  }
+  return result;
+}
+
+void clinux_reap_orphan(pid_t pid) {
+  pthread_mutex_lock(&children_lock);
+  if (index_of_child(pid) == child_count) waitpid(pid, NULL, WNOHANG);
+  pthread_mutex_unlock(&children_lock);
 }
 
 int clinux_become_subreaper(void) {

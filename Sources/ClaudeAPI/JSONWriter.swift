@@ -89,11 +89,20 @@ struct JSONWriter {
     needsComma = true
   }
 
+  // A page has some ten thousand names and values, and each write by itself takes longer than its bytes.
+
   private mutating func key(_ name: StaticString) {
-    separate()
-    buffer.writeInteger(UInt8(ascii: "\""))
-    buffer.writeStaticString(name)
-    buffer.writeStaticString("\":")
+    let length = name.utf8CodeUnitCount
+    buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: length + 4) { bytes in
+      let start = needsComma ? 2 : 1
+      bytes[0] = UInt8(ascii: ",")
+      bytes[start - 1] = UInt8(ascii: "\"")
+      let room = UnsafeMutableRawBufferPointer(rebasing: bytes[start...])
+      room.copyMemory(from: UnsafeRawBufferPointer(start: name.utf8Start, count: length))
+      bytes[start + length] = UInt8(ascii: "\"")
+      bytes[start + length + 1] = UInt8(ascii: ":")
+      return start + length + 2
+    }
     needsComma = true
   }
 
@@ -114,10 +123,18 @@ struct JSONWriter {
   mutating func string(_ text: String) {
     var text = text
     text.withUTF8 { bytes in
-      buffer.reserveCapacity(minimumWritableBytes: bytes.count + 2)
+      guard bytes.contains(where: Self.needsEscape) else {
+        buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: bytes.count + 2) { room in
+          room[0] = UInt8(ascii: "\"")
+          UnsafeMutableRawBufferPointer(rebasing: room[1...]).copyMemory(from: UnsafeRawBufferPointer(bytes))
+          room[bytes.count + 1] = UInt8(ascii: "\"")
+          return bytes.count + 2
+        }
+        return
+      }
       buffer.writeInteger(UInt8(ascii: "\""))
       var start = 0
-      for index in bytes.indices where bytes[index] < 0x20 || bytes[index] == 0x22 || bytes[index] == 0x5c {
+      for index in bytes.indices where Self.needsEscape(bytes[index]) {
         buffer.writeBytes(UnsafeRawBufferPointer(UnsafeBufferPointer(rebasing: bytes[start..<index])))
         writeEscaped(bytes[index])
         start = index + 1
@@ -126,6 +143,8 @@ struct JSONWriter {
       buffer.writeInteger(UInt8(ascii: "\""))
     }
   }
+
+  private static func needsEscape(_ byte: UInt8) -> Bool { byte < 0x20 || byte == 0x22 || byte == 0x5c }
 
   private mutating func writeEscaped(_ byte: UInt8) {
     switch byte {

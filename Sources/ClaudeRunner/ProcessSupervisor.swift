@@ -113,7 +113,7 @@ final class ProcessSupervisor: Sendable {
       for (index, pid) in order.enumerated() where descriptors[index + 1].revents != 0 {
         someEnded = reap(pid, from: &children) || someEnded
       }
-      if someEnded { Self.reapOrphans(besides: children) }
+      if someEnded { Self.reapAdopted() }
       let pending = commands.withLock { commands in
         defer { commands = [] }
         return commands
@@ -132,7 +132,7 @@ final class ProcessSupervisor: Sendable {
         reply(.success(pid))
       case .failure(let error): reply(.failure(error))
       }
-    case .reapOrphans: Self.reapOrphans(besides: children)
+    case .reapOrphans: Self.reapAdopted()
     case .signal(let pid, let number, let group):
       guard let child = children[pid] else { return }
       if group {
@@ -186,16 +186,16 @@ final class ProcessSupervisor: Sendable {
 
   /// Reaps what became a child by adoption and has ended.
   ///
-  /// A child that another part of this program started is in this program's session and is left to it; those
-  /// of the CLI never are.
-  private static func reapOrphans(besides children: [pid_t: Child]) {
+  /// A child that another part of this program started by other means than `clinux_spawn` is in this program's session
+  /// and is left to it; those of the CLI never are.
+  private static func reapAdopted() {
     let ownSession = getsid(0)
     for thread in ProcFS.numbers(in: "/proc/self/task") {
       for text in ProcFS.text("/proc/self/task/\(thread)/children").split(separator: " ") {
-        guard let pid = pid_t(text), children[pid] == nil, let status = ProcFS.status(of: pid),
-          status.isZombie, status.session != ownSession
+        guard let pid = pid_t(text), let status = ProcFS.status(of: pid), status.isZombie,
+          status.session != ownSession
         else { continue }
-        waitpid(pid, nil, CInt(WNOHANG))
+        clinux_reap_orphan(pid)
       }
     }
   }

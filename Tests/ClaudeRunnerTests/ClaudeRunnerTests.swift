@@ -1,4 +1,6 @@
+import CLinux
 import Foundation
+import Glibc
 import JSONSupport
 import NIOPosix
 import TestSupport
@@ -656,6 +658,39 @@ private struct EnvironmentSandbox: ClaudeSandbox {
       #expect(await left.waitForExit() == .signal(SIGKILL))
     }
     #expect(try await fixture.end() == [])
+  }
+}
+
+@Suite(.timeLimit(.minutes(2))) struct ProcessSupervisorTests {
+  /// As git, which is started by another part of the server.
+  @Test func leavesAnothersChildToItsOwner() async throws {
+    let supervisor = ProcessSupervisor.shared
+    let nothing = open("/dev/null", O_RDWR | O_CLOEXEC)
+    defer { close(nothing) }
+    let child = ["/bin/sh", "-c", "exit 7"].withCStrings {
+      clinux_spawn("/bin/sh", $0, environ, "/", nothing, nothing, nothing, -1001)
+    }
+    try #require(child.pidfd >= 0)
+    defer { close(child.pidfd) }
+    var end = pollfd(fd: child.pidfd, events: Int16(POLLIN), revents: 0)
+    try #require(poll(&end, 1, 60_000) == 1)
+    supervisor.reapOrphans()
+    // What it does next it does after that.
+    _ = try await supervisor.spawn(
+      ProcessSupervisor.Request(
+        executable: "/bin/true", arguments: ["true"], environment: [:], workingDirectory: "/", input: nothing,
+        output: nothing, errorOutput: nothing, onExit: { _ in }))
+    var (code, status): (CInt, CInt) = (0, 0)
+    #expect(clinux_pidfd_reap(child.pidfd, &code, &status) == 1)
+    #expect(code == CLD_EXITED && status == 7)
+  }
+}
+
+extension [String] {
+  fileprivate func withCStrings<R>(_ body: (UnsafePointer<UnsafeMutablePointer<CChar>?>) -> R) -> R {
+    var pointers = map { strdup($0) } + [nil]
+    defer { for pointer in pointers { free(pointer) } }
+    return body(&pointers)
   }
 }
 

@@ -250,7 +250,13 @@ final class Stack: Sendable {
     request.method = method
     request.headers = headers
     if let body { request.body = .bytes(body) }
-    let response = try await HTTPClient.shared.execute(request, timeout: timeout)
+    let response: HTTPClientResponse
+    do {
+      response = try await HTTPClient.shared.execute(request, timeout: timeout)
+    } catch ChannelError.ioOnClosedChannel where method == .GET {
+      // The client had kept the connection, and nginx was killed since.
+      response = try await HTTPClient.shared.execute(request, timeout: timeout)
+    }
     let answer = Answer(
       status: Int(response.status.code), headers: response.headers,
       body: Array(buffer: try await response.body.collect(upTo: 256 << 20)))

@@ -25,7 +25,7 @@ struct clinux_spawn_result {
 ///
 /// `path`, `argv` and `envp` are as for execve; `directory` is its working directory; `oom_score_adj` is written
 /// to /proc (-1001 leaves it alone). The caller keeps its own copies of the descriptors. On failure the child is
-/// already reaped, `pidfd` is -1, `stage` and `error` (an errno) say why.
+/// already reaped, `pidfd` is -1, `stage` and `error` (an errno) say why. Otherwise `clinux_pidfd_reap` must reap it.
 struct clinux_spawn_result clinux_spawn(
     const char *path, char *const argv[], char *const envp[], const char *directory, int input, int output,
     int error, int oom_score_adj);
@@ -39,6 +39,9 @@ int clinux_pidfd_open(pid_t pid);
 /// Reaps the child of a pidfd if it has ended. Returns 1 (with `code` and `status` as in siginfo_t), 0 if it
 /// still runs, or a negative errno.
 int clinux_pidfd_reap(int pidfd, int *code, int *status);
+
+/// Reaps a child that has ended, unless `clinux_spawn` started it: its status belongs to who called that.
+void clinux_reap_orphan(pid_t pid);
 
 /// Makes orphaned descendants become children of this process. Returns 0 or an errno.
 int clinux_become_subreaper(void);

@@ -233,9 +233,19 @@ struct ListingPage {
 }
 
 extension ByteBuffer {
-  /// Without making one text of them, which takes longer than all else for a page of many rows.
+  /// Without making one text of them, and at once: either takes longer than all else for a page of many rows.
   fileprivate mutating func write(_ texts: String...) {
-    for text in texts { writeString(text) }
+    let length = texts.reduce(0) { $0 + $1.utf8.count }
+    writeWithUnsafeMutableBytes(minimumWritableBytes: length) { bytes in
+      var end = 0
+      for var text in texts {
+        text.withUTF8 { text in
+          UnsafeMutableRawBufferPointer(rebasing: bytes[end...]).copyMemory(from: UnsafeRawBufferPointer(text))
+          end += text.count
+        }
+      }
+      return end
+    }
   }
 }
 
