@@ -56,10 +56,14 @@ struct ClaudeCommand {
     if !options.disallowedTools.isEmpty {
       arguments.append("--disallowedTools=\(options.disallowedTools.joined(separator: ","))")
     }
-    if options.permissionMode != .standard {
-      arguments.append("--permission-mode=\(options.permissionMode.rawValue)")
+    // Also the standard one: else settings that lie in the workspace would choose another.
+    arguments.append("--permission-mode=\(options.permissionMode.rawValue)")
+    if options.asksForPermission {
+      arguments.append("--permission-prompt-tool=stdio")
+      // Hooks and rules that came with files, such as those of a repository, would decide in the place of whoever is to
+      // be asked. The CLI minds no rules of the project's settings where nobody has called the project trusted.
+      arguments += [#"--settings={"disableAllHooks":true}"#, "--setting-sources=project"]
     }
-    if options.asksForPermission { arguments.append("--permission-prompt-tool=stdio") }
     if let maxTurns = options.maxTurns { arguments.append("--max-turns=\(maxTurns)") }
     if let budget = budgetUSD { arguments.append("--max-budget-usd=\(budget)") }
     if let schema = options.jsonSchema { arguments.append("--json-schema=\(schema)") }
