@@ -25,7 +25,7 @@ public final class ArchiveStream: Sendable {
 
   /// The next piece; nil at the end. After an error there is nothing more.
   ///
-  /// - Throws: ``FileError``, also when the folder was moved meanwhile, when a path has more than 4,095 bytes, or when
+  /// - Throws: ``FileError``, also when the folder was moved meanwhile, when a path has more than 65,535 bytes, or when
   ///   there are more names than a zip archive's list may have.
   public func next() async throws -> [UInt8]? {
     while true {
@@ -81,8 +81,8 @@ private final class ArchiveMaker {
   /// Entries and pieces of files that one call takes in at most, and what a page of names counts for.
   private static let workOfPiece = 512
   private static let workOfPage = 128
-  /// A path, which the library keeps several times while it is written.
-  private static let maximumPath = 4095
+  /// A path, which the library keeps several times while it is written. A zip archive can't have a longer one.
+  private static let maximumPath = 65_535
   /// The list of all entries at the end of a zip archive, which the library keeps in memory: 128 MiB.
   private static let maximumList = 128 << 20
   /// Bytes of an entry in it besides its path.
