@@ -193,7 +193,8 @@ private struct HeadBuilder {
     }
     // Only what the head is made of becomes a string now.
     func isNamed(_ name: StaticString) -> Bool {
-      nameBytes.elementsEqual(UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
+      nameBytes.count == name.utf8CodeUnitCount
+        && nameBytes.elementsEqual(UnsafeBufferPointer(start: name.utf8Start, count: name.utf8CodeUnitCount))
     }
     if isNamed("REQUEST_METHOD") {
       method = text(valueBytes)

@@ -15,7 +15,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct ConversationTests {
+@Suite(.timeLimit(.minutes(5))) struct ConversationTests {
   @Test func keepsTheConversation() async throws {
     let fixture = try Fixture()
     let session = try fixture.session()
@@ -238,7 +238,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct FaultTests {
+@Suite(.timeLimit(.minutes(5))) struct FaultTests {
   struct Case: Sendable, CustomTestStringConvertible {
     var prompt: String
     var code: ClaudeFailure.Code
@@ -490,7 +490,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct ControlTests {
+@Suite(.timeLimit(.minutes(5))) struct ControlTests {
   @Test func interruptsByRequest() async throws {
     let fixture = try Fixture { $0.interruptTimeout = .seconds(60) }
     let session = try fixture.session()
@@ -661,7 +661,7 @@ private struct EnvironmentSandbox: ClaudeSandbox {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct ProcessSupervisorTests {
+@Suite(.timeLimit(.minutes(5))) struct ProcessSupervisorTests {
   /// As git, which is started by another part of the server.
   @Test func leavesAnothersChildToItsOwner() async throws {
     let supervisor = ProcessSupervisor.shared
@@ -694,7 +694,7 @@ extension [String] {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct ProcFSTests {
+@Suite(.timeLimit(.minutes(5))) struct ProcFSTests {
   /// The start of the code, and the start and the end of the environment, as the kernel shows them.
   @Test(arguments: [
     ("94273012207616", "140725000001000", "140725000003000", false),
@@ -735,7 +735,7 @@ extension [String] {
   }
 }
 
-@Suite(.timeLimit(.minutes(2))) struct PoolTests {
+@Suite(.timeLimit(.minutes(5))) struct PoolTests {
   @Test func boundsTheProcesses() async throws {
     let fixture = try Fixture {
       $0.maximumProcesses = 2

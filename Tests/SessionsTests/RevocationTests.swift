@@ -60,7 +60,7 @@ import Testing
     }
   }
 
-  @Test(.timeLimit(.minutes(1)), arguments: ["revoked", "expired"])
+  @Test(.timeLimit(.minutes(5)), arguments: ["revoked", "expired"])
   func theTurnsOfAKeyEndWithIt(_ end: String) async throws {
     let keys = Keys("a", "b")
     let gate = Gate()
@@ -90,7 +90,7 @@ import Testing
     }
   }
 
-  @Test(.timeLimit(.minutes(1))) func whatAnAgentLeavesRunningEndsWithTheKey() async throws {
+  @Test(.timeLimit(.minutes(5))) func whatAnAgentLeavesRunningEndsWithTheKey() async throws {
     let keys = Keys("a", "b")
     let runner = ScriptedRunner(keepsProcesses: true)
     try await withService(
@@ -108,7 +108,7 @@ import Testing
     }
   }
 
-  @Test(.timeLimit(.minutes(1))) func theTurnsOfARotatedKeyGoOn() async throws {
+  @Test(.timeLimit(.minutes(5))) func theTurnsOfARotatedKeyGoOn() async throws {
     let keys = Keys("a")
     let gate = Gate()
     let runner = runner(gate)

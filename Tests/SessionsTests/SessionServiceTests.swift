@@ -179,6 +179,48 @@ import Testing
     }
   }
 
+  /// A runner to which a turn comes only after its session was stopped.
+  private struct LateRunner: TurnRunner {
+    let runner = ScriptedRunner { _, _ in
+      try await Gate().wait()
+      return TurnResult(text: "")
+    }
+    let wasStopped = Gate()
+
+    func run(
+      _ request: TurnRequest, onMessage: @escaping @Sendable (JSONValue) async -> Void
+    ) async throws(TurnRunFailure) -> TurnResult {
+      do {
+        try await wasStopped.wait()
+      } catch {
+        throw TurnRunFailure(TurnFailure(code: "interrupted", detail: "The test is over."), isInterruption: true)
+      }
+      return try await runner.run(request, onMessage: onMessage)
+    }
+
+    func interrupt(_ sessionID: UUID) async { await runner.interrupt(sessionID) }
+
+    func answerPermission(_ requestID: String, of sessionID: UUID, _ answer: PermissionAnswer) async -> Bool { false }
+
+    func stop(_ sessionID: UUID) async {
+      await runner.stop(sessionID)
+      wasStopped.open()
+    }
+
+    func hasProcess(_ sessionID: UUID) async -> Bool { false }
+  }
+
+  @Test(.timeLimit(.minutes(5))) func deletionEndsATurnThatWasAboutToBegin() async throws {
+    try await withService(runner: LateRunner(), configure: { $0.deletionPatience = .zero }) { service in
+      let id = try await service.create(NewSession()).session.id
+      let turn = try await service.send("long", to: id)
+      while await service.load.running == 0 { try await Task.sleep(for: .milliseconds(2)) }
+      let outcome = Task { try await service.outcome(of: turn) }
+      try await service.delete(id)
+      await #expect(throws: SessionServiceError.self) { try await outcome.value }
+    }
+  }
+
   @Test func whatRanWhenTheServerStoppedIsInTheLogAfterTheNextStart() async throws {
     let store = InMemorySessionStore()
     let session = Session(id: UUID(), name: "s", createdAt: .now(), workspace: "/w")

@@ -241,10 +241,12 @@ public struct FilesAPI: Sendable {
   /// Whether it is the whole file that is wanted, whatever the client has of it. Anything else is nginx's business.
   static func wantsAll(_ request: HTTPRequest) -> Bool {
     request.method == .get
-      && [.range, .ifNoneMatch, .ifModifiedSince, .ifMatch, .ifUnmodifiedSince].allSatisfy {
-        request.headerFields[$0] == nil
-      }
+      && !conditions.contains { request.headerFields.contains($0) }
   }
+
+  private static let conditions: [HTTPField.Name] = [
+    .range, .ifNoneMatch, .ifModifiedSince, .ifMatch, .ifUnmodifiedSince,
+  ]
 
   private static let headersOfFiles: HTTPFields = [.cacheControl: "private, no-cache"]
 

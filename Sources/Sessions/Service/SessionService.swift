@@ -412,7 +412,15 @@ public actor SessionService {
   private func finishDeletion(_ id: UUID) async {
     // Ends the turn that runs, and a process that waits for one.
     await runner.stop(id)
-    if let task = work[id]?.task { await task.value }
+    if let task = work[id]?.task {
+      // One that was just about to begin comes to the runner only now.
+      let stopping = Task {
+        while await Self.pause(.milliseconds(200)) { await runner.stop(id) }
+      }
+      await task.value
+      stopping.cancel()
+      await stopping.value
+    }
     hub.end(id)
     do {
       try await workspaces.remove(id)
@@ -424,6 +432,12 @@ public actor SessionService {
         "The deletion of a session could not be finished",
         metadata: ["session": "\(id.lowercaseString)", "error": "\(error)"])
     }
+  }
+
+  /// - Returns: false if the task was cancelled.
+  private static func pause(_ time: Duration) async -> Bool {
+    do { try await Task.sleep(for: time) } catch { return false }
+    return true
   }
 
   func removeDirectories(_ id: UUID) async {
