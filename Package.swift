@@ -49,6 +49,7 @@ let package = Package(
   targets: [
     // C
     .systemLibrary(name: "CArchive", pkgConfig: "libarchive", providers: [.apt(["libarchive-dev"])]),
+    .systemLibrary(name: "CLzma", pkgConfig: "liblzma", providers: [.apt(["liblzma-dev"])]),
     .systemLibrary(name: "CFastCGI", pkgConfig: "fcgi", providers: [.apt(["libfcgi-dev"])]),
     .target(name: "CLinux"),
 
@@ -107,7 +108,7 @@ let package = Package(
     .target(
       name: "Workspaces",
       dependencies: [
-        "CArchive", "CLinux",
+        "CArchive", "CLinux", "CLzma",
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         crypto, nioPosix,
       ],
@@ -221,7 +222,7 @@ let package = Package(
       ],
       swiftSettings: swiftSettings),
     .testTarget(
-      name: "WorkspacesTests", dependencies: ["TestSupport", "Workspaces"], exclude: ["Fixtures"],
+      name: "WorkspacesTests", dependencies: ["CLinux", "TestSupport", "Workspaces"], exclude: ["Fixtures"],
       swiftSettings: swiftSettings),
   ]
 )

@@ -50,15 +50,15 @@ ensure_packages() {
 # The packages that building and running need, for ensure_packages.
 # shellcheck disable=SC2034 # used by the scripts that read this file
 needed_packages=(
-  bubblewrap ca-certificates curl libarchive-dev libfcgi-dev libnginx-mod-http-js libsqlite3-dev nginx pkg-config
-  util-linux
+  bubblewrap ca-certificates curl libarchive-dev libfcgi-dev liblzma-dev libnginx-mod-http-js libsqlite3-dev nginx
+  pkg-config util-linux
 )
 
 # The packages that an installed server needs, for ensure_packages.
 # shellcheck disable=SC2034 # used by the scripts that read this file
 server_packages=(
-  bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl libnginx-mod-http-js libsqlite3-0 logrotate nginx openssl
-  procps util-linux
+  bubblewrap ca-certificates curl libarchive13 libfcgi0ldbl liblzma5 libnginx-mod-http-js libsqlite3-0 logrotate nginx
+  openssl procps util-linux
 )
 
 # ensure_swift: a Swift that can build the package is on PATH.

@@ -25,9 +25,20 @@ static int open_directory(int parent, const char *name)
     return result;
 }
 
+// Counts an entry that is removed or moved.
+static int take(uint64_t *left)
+{
+    if (*left == 0) {
+        errno = EBUSY;
+        return -1;
+    }
+    --*left;
+    return 0;
+}
+
 // Takes everything out of the directory `name` of `top`: files are removed, directories moved to `top`, where
 // their turn comes. A directory is so moved once at most, and depth costs neither stack nor descriptors.
-static int flatten(int top, const char *name, unsigned long *moved)
+static int flatten(int top, const char *name, unsigned long *moved, uint64_t *left)
 {
     int fd = open_directory(top, name);
     if (fd < 0) return errno == ENOENT ? 0 : -1;
@@ -37,6 +48,8 @@ static int flatten(int top, const char *name, unsigned long *moved)
     struct dirent *entry;
     while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {
         if (is_dot(entry->d_name)) continue;
+        result = take(left);
+        if (result < 0) break;
         if (!is_directory(fd, entry)) {
             if (unlinkat(fd, entry->d_name, 0) < 0 && errno != ENOENT) result = -1;
         } else if (unlinkat(fd, entry->d_name, AT_REMOVEDIR) < 0) {
@@ -54,7 +67,7 @@ static int flatten(int top, const char *name, unsigned long *moved)
             } while (result < 0 && errno == EEXIST);
         }
     }
-    if (entry == NULL && errno != 0) result = -1;
+    if (result == 0 && errno != 0) result = -1;
     int error = errno;
     closedir(directory);
     if (result == 0 && unlinkat(top, name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
@@ -66,7 +79,7 @@ static int flatten(int top, const char *name, unsigned long *moved)
     return result;
 }
 
-static int remove_content(int top)
+static int remove_content(int top, uint64_t *left)
 {
     unsigned long moved = 0;
     for (;;) {
@@ -78,12 +91,14 @@ static int remove_content(int top)
         while (result == 0 && (errno = 0, entry = readdir(directory)) != NULL) {
             if (is_dot(entry->d_name)) continue;
             found = 1;
+            result = take(left);
+            if (result < 0) break;
             if (is_directory(top, entry))
-                result = flatten(top, entry->d_name, &moved);
+                result = flatten(top, entry->d_name, &moved, left);
             else if (unlinkat(top, entry->d_name, 0) < 0 && errno != ENOENT)
                 result = -1;
         }
-        if (entry == NULL && errno != 0) result = -1;
+        if (result == 0 && errno != 0) result = -1;
         int error = errno;
         closedir(directory);
         if (result < 0) {
@@ -94,7 +109,7 @@ static int remove_content(int top)
     }
 }
 
-int clinux_remove_tree(int parent, const char *name)
+int clinux_remove_tree(int parent, const char *name, uint64_t maximum)
 {
     if (unlinkat(parent, name, 0) == 0 || errno == ENOENT) return 0;
     if (errno != EISDIR && errno != EPERM) return -1;
@@ -103,7 +118,7 @@ int clinux_remove_tree(int parent, const char *name)
     for (int attempt = 1;; attempt++) {
         int top = open_directory(parent, name);
         if (top < 0) return errno == ENOENT ? 0 : -1;
-        int result = remove_content(top);
+        int result = remove_content(top, &maximum);
         int error = errno;
         close(top);
         errno = error;

@@ -26,6 +26,86 @@ int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mo
     }
 }
 
+// Adds permissions to what `reference` is open at by O_PATH, and tells which it had; -1 if it has them already.
+static int permit(int reference, int flags, int *mode)
+{
+    struct stat status;
+    if (fstat(reference, &status) < 0) return -1;
+    mode_t wanted = S_ISDIR(status.st_mode) ? 0500 : 0400;
+    if ((flags & O_ACCMODE) != O_RDONLY || (!S_ISDIR(status.st_mode) && !S_ISREG(status.st_mode))
+        || (status.st_mode & wanted) == wanted) {
+        errno = EACCES;
+        return -1;
+    }
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", reference);
+    if (chmod(link, (status.st_mode & 07777) | wanted) < 0) return -1;
+    *mode = status.st_mode & 07777;
+    return 0;
+}
+
+static void close_keeping_errno(int fd)
+{
+    int error = errno;
+    close(fd);
+    errno = error;
+}
+
+// Opens what its mode forbids to open. `mode` gets the mode that it had, which it hasn't any more.
+static int open_forbidden(int parent, const char *name, int flags, int *mode)
+{
+    // Of a directory that can't be searched not even "." can be opened.
+    int is_parent = name[0] == '.' && name[1] == 0;
+    int reference = is_parent ? parent : openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (reference < 0) return -1;
+    int fd = -1;
+    if (permit(reference, flags, mode) == 0) {
+        char link[64];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", reference);
+        fd = open(link, (flags & ~O_NOFOLLOW) | O_CLOEXEC);
+        if (fd < 0) {
+            int error = errno;
+            chmod(link, (mode_t)*mode);
+            errno = error;
+        }
+    }
+    if (!is_parent) close_keeping_errno(reference);
+    return fd;
+}
+
+int clinux_open_own(int parent, const char *name, int flags)
+{
+    int fd = openat(parent, name, flags | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 || errno != EACCES) return fd;
+    int mode = -1;
+    fd = open_forbidden(parent, name, flags, &mode);
+    if (fd >= 0) clinux_end_visit(fd, mode);
+    return fd;
+}
+
+int clinux_visit_directory(int parent, const char *name, int *mode)
+{
+    static const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    *mode = -1;
+    int fd = openat(parent, name, flags);
+    if (fd < 0 && errno == EACCES) return open_forbidden(parent, name, flags, mode);
+    // It can be read, but perhaps not searched.
+    struct stat status;
+    if (fd >= 0 && fstatat(fd, ".", &status, 0) < 0 && errno == EACCES && fstat(fd, &status) == 0
+        && fchmod(fd, (status.st_mode & 07777) | 0500) == 0)
+        *mode = status.st_mode & 07777;
+    return fd;
+}
+
+void clinux_end_visit(int fd, int mode)
+{
+    if (mode < 0) return;
+    int error = errno;
+    // It is the agent's affair again; that it can't be changed back any more is no reason to fail.
+    (void)!fchmod(fd, (mode_t)mode);
+    errno = error;
+}
+
 ssize_t clinux_read_cached(int fd, void *buffer, size_t length)
 {
     struct iovec part = {.iov_base = buffer, .iov_len = length};

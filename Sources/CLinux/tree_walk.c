@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "entries.h"
+#include "safe_path.h"
 #include "tree_walk.h"
 
 #include <errno.h>
@@ -12,6 +13,10 @@
 struct level {
     dev_t device;
     ino_t inode;
+    // Where its name is among the names of the level above.
+    size_t name;
+    // The mode that it is to get back, see clinux_visit_directory.
+    int mode;
     char *names;
     size_t length, capacity, next;
     // Of its path; TOO_LONG if that has no room.
@@ -24,6 +29,14 @@ struct walk {
     const struct clinux_tree_visitor *visitor;
     struct clinux_tree_usage *usage;
     uint64_t maximum_entries;
+    // The way down, of which `current` is the end.
+    struct level *levels;
+    size_t depth, capacity;
+    int current;
+    // Whether something was out of sight.
+    int has_lost;
+    // Directories that were opened once more to find the way back.
+    uint64_t returns;
     char path[PATH_MAX];
 };
 
@@ -52,26 +65,29 @@ static size_t extend_path(struct walk *walk, size_t above, const char *name)
     return above + length;
 }
 
-// Counts the entries of the directory `fd` and notes those that are directories.
-static int visit_level(struct walk *walk, int fd, size_t path_length, struct level *level)
+// Counts the entries of the directory at hand and notes those that are directories.
+static int visit_level(struct walk *walk)
 {
-    struct stat status;
-    *level = (struct level){.path_length = path_length};
-    if (fstat(fd, &status) < 0) return -1;
-    level->device = status.st_dev;
-    level->inode = status.st_ino;
-    DIR *directory = stream_of_directory(fd);
-    if (directory == NULL) return errno == EACCES ? 0 : -1;
-    const struct clinux_tree_visitor *visitor = path_length == TOO_LONG ? NULL : walk->visitor;
-    if (visitor != NULL) visitor->directory(visitor->context, walk->path, path_length);
+    struct level *level = &walk->levels[walk->depth - 1];
+    DIR *directory = stream_of_directory(walk->current);
+    if (directory == NULL) {
+        walk->has_lost = 1;
+        return errno == EACCES ? 0 : -1;
+    }
+    const struct clinux_tree_visitor *visitor = level->path_length == TOO_LONG ? NULL : walk->visitor;
+    if (visitor != NULL) visitor->directory(visitor->context, walk->path, level->path_length);
     struct dirent *entry;
     int result = 0;
     while (result == 0 && walk->usage->entries <= walk->maximum_entries
            && (errno = 0, entry = readdir(directory)) != NULL) {
         const char *name = entry->d_name;
         if (is_dot(name)) continue;
-        // What vanishes meanwhile counts nothing.
-        if (fstatat(fd, name, &status, AT_SYMLINK_NOFOLLOW) < 0) continue;
+        struct stat status;
+        if (fstatat(walk->current, name, &status, AT_SYMLINK_NOFOLLOW) < 0) {
+            // What vanishes meanwhile counts nothing.
+            if (errno != ENOENT) walk->has_lost = 1;
+            continue;
+        }
         walk->usage->entries += 1;
         walk->usage->bytes += (uint64_t)status.st_blocks * 512;
         if (visitor != NULL) visitor->entry(visitor->context, name, &status);
@@ -81,64 +97,123 @@ static int visit_level(struct walk *walk, int fd, size_t path_length, struct lev
     return result;
 }
 
+// Goes into the directory `fd`, whose name is at `name` among those of the one at hand.
+static int enter(struct walk *walk, int fd, size_t name, int mode)
+{
+    struct stat status;
+    if (walk->depth == walk->capacity) {
+        size_t capacity = walk->capacity * 2 + 64;
+        struct level *grown = realloc(walk->levels, capacity * sizeof *grown);
+        if (grown == NULL) {
+            close(fd);
+            return -1;
+        }
+        walk->levels = grown;
+        walk->capacity = capacity;
+    }
+    if (fstat(fd, &status) < 0) {
+        close(fd);
+        return -1;
+    }
+    size_t path_length = 0;
+    if (walk->depth > 0) {
+        const struct level *above = &walk->levels[walk->depth - 1];
+        path_length = extend_path(walk, above->path_length, above->names + name);
+    }
+    walk->levels[walk->depth++] = (struct level){
+        .device = status.st_dev, .inode = status.st_ino, .name = name, .mode = mode, .path_length = path_length};
+    if (walk->current >= 0) close(walk->current);
+    walk->current = fd;
+    return visit_level(walk);
+}
+
+static int is_at(int fd, const struct level *level)
+{
+    struct stat status;
+    return fstat(fd, &status) == 0 && status.st_dev == level->device && status.st_ino == level->inode;
+}
+
+static void drop_level(struct walk *walk) { free(walk->levels[--walk->depth].names); }
+
+// Finds the way from the top again, as far as it is still there, when somebody has moved a directory on it. What is
+// above that one now isn't ours to count.
+static int return_from_top(struct walk *walk, int top)
+{
+    walk->has_lost = 1;
+    int fd = openat(top, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    size_t found = 1;
+    for (; found < walk->depth; found++) {
+        const char *name = walk->levels[found - 1].names + walk->levels[found].name;
+        int next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (next < 0) break;
+        if (!is_at(next, &walk->levels[found])) {
+            close(next);
+            break;
+        }
+        close(fd);
+        fd = next;
+        walk->returns++;
+    }
+    while (walk->depth > found) drop_level(walk);
+    return fd;
+}
+
+// Leaves the directory at hand, if `top` isn't it.
+static int leave(struct walk *walk, int top)
+{
+    // While it may still be searched.
+    int above = walk->depth > 1 ? openat(walk->current, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    clinux_end_visit(walk->current, walk->levels[walk->depth - 1].mode);
+    drop_level(walk);
+    if (walk->depth == 0) return 0;
+    if (above < 0 || !is_at(above, &walk->levels[walk->depth - 1])) {
+        if (above >= 0) close(above);
+        above = return_from_top(walk, top);
+        if (above < 0) return -1;
+    }
+    close(walk->current);
+    walk->current = above;
+    return 0;
+}
+
 int clinux_tree_walk(
     int top, uint64_t maximum_entries, const struct clinux_tree_visitor *visitor, struct clinux_tree_usage *usage)
 {
     *usage = (struct clinux_tree_usage){0};
-    size_t depth = 0, capacity = 64;
-    struct level *levels = malloc(capacity * sizeof *levels);
-    struct walk *walk = malloc(sizeof *walk);
-    int current = -1, result = -1;
-    if (levels != NULL && walk != NULL) {
-        walk->visitor = visitor;
-        walk->usage = usage;
-        walk->maximum_entries = maximum_entries;
-        walk->path[0] = 0;
-        current = openat(top, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (current >= 0) result = visit_level(walk, current, 0, &levels[depth++]);
-    }
-    while (result == 0 && depth > 0 && usage->entries <= maximum_entries) {
-        struct level *level = &levels[depth - 1];
-        int next;
-        if (level->next < level->length) {
-            const char *name = level->names + level->next;
-            level->next += strlen(name) + 1;
-            next = openat(current, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            if (next < 0) continue;
-            size_t path_length = extend_path(walk, level->path_length, name);
-            if (depth == capacity) {
-                capacity *= 2;
-                struct level *grown = realloc(levels, capacity * sizeof *levels);
-                if (grown == NULL) {
-                    close(next);
-                    result = -1;
-                    break;
-                }
-                levels = grown;
-            }
-            result = visit_level(walk, next, path_length, &levels[depth++]);
-        } else {
-            free(level->names);
-            level->names = NULL;
-            if (--depth == 0) break;
-            next = openat(current, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
-            struct stat status;
-            // Somebody moved the directory meanwhile: what is above it now isn't ours to count.
-            if (next < 0 || fstat(next, &status) < 0 || status.st_dev != levels[depth - 1].device
-                || status.st_ino != levels[depth - 1].inode) {
-                if (next >= 0) close(next);
-                break;
-            }
+    struct walk *walk = calloc(1, sizeof *walk);
+    if (walk == NULL) return -1;
+    walk->visitor = visitor;
+    walk->usage = usage;
+    walk->maximum_entries = maximum_entries;
+    walk->current = -1;
+    int mode;
+    int fd = clinux_visit_directory(top, ".", &mode);
+    int result = fd < 0 ? -1 : enter(walk, fd, 0, mode);
+    // Who moves directories all the time can't make the walk endless.
+    while (result == 0 && walk->depth > 0 && usage->entries <= maximum_entries && walk->returns <= maximum_entries) {
+        struct level *level = &walk->levels[walk->depth - 1];
+        if (level->next == level->length) {
+            result = leave(walk, top);
+            continue;
         }
-        close(current);
-        current = next;
+        size_t name = level->next;
+        level->next += strlen(level->names + name) + 1;
+        fd = clinux_visit_directory(walk->current, level->names + name, &mode);
+        if (fd >= 0) {
+            result = enter(walk, fd, name, mode);
+        } else if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP) {
+            walk->has_lost = 1;
+        }
     }
-    usage->is_whole = result == 0 && depth == 0;
+    usage->is_whole = result == 0 && walk->depth == 0 && !walk->has_lost;
     int error = errno;
-    while (depth > 0) free(levels[--depth].names);
-    free(levels);
+    // No directory keeps a mode that only the walk wanted, if it can be found.
+    while (walk->depth > 0 && walk->returns <= maximum_entries && leave(walk, top) == 0) continue;
+    while (walk->depth > 0) drop_level(walk);
+    free(walk->levels);
+    if (walk->current >= 0) close(walk->current);
     free(walk);
-    if (current >= 0) close(current);
     errno = error;
     return result;
 }

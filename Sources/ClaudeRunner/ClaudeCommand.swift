@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import JSONSupport
 
@@ -55,10 +56,14 @@ struct ClaudeCommand {
     if !options.disallowedTools.isEmpty {
       arguments.append("--disallowedTools=\(options.disallowedTools.joined(separator: ","))")
     }
-    if options.permissionMode != .standard {
-      arguments.append("--permission-mode=\(options.permissionMode.rawValue)")
+    // Also the standard one: else settings that lie in the workspace would choose another.
+    arguments.append("--permission-mode=\(options.permissionMode.rawValue)")
+    if options.asksForPermission {
+      arguments.append("--permission-prompt-tool=stdio")
+      // Hooks and rules that came with files, such as those of a repository, would decide in the place of whoever is to
+      // be asked. The CLI minds no rules of the project's settings where nobody has called the project trusted.
+      arguments += [#"--settings={"disableAllHooks":true}"#, "--setting-sources=project"]
     }
-    if options.asksForPermission { arguments.append("--permission-prompt-tool=stdio") }
     if let maxTurns = options.maxTurns { arguments.append("--max-turns=\(maxTurns)") }
     if let budget = budgetUSD { arguments.append("--max-budget-usd=\(budget)") }
     if let schema = options.jsonSchema { arguments.append("--json-schema=\(schema)") }
@@ -178,75 +183,136 @@ struct ClaudeCommand {
 }
 
 /// What the CLI has recorded of a session. All of it blocks.
+///
+/// The agent can write there, so no link is followed, nothing but files is opened, and of very many names only the first
+/// are looked at.
 struct Transcripts {
   var session: ClaudeSession
 
-  /// The files of all conversations in the session's configuration directory.
-  private func files() -> [String] {
-    let projects = session.configDirectory + "/projects"
-    return Self.entries(of: projects).flatMap { project in
-      Self.entries(of: projects + "/" + project).filter { $0.hasSuffix(".jsonl") }
-        .map { "\(projects)/\(project)/\($0)" }
+  /// Places that the CLI has worked in: there is one.
+  private static let maximumPlaces = 1000
+  /// Names in all of them.
+  private static let maximumFiles = 100_000
+  /// Bytes of a file that are read, from its end.
+  private static let keptEnd = 256 << 10
+
+  var hasOwn: Bool {
+    var found = false
+    forEach { _, name in
+      found = isOwn(name)
+      return !found
     }
+    return found
   }
 
-  private func isOwn(_ file: String) -> Bool { file.hasSuffix("/\(session.id).jsonl") }
-
-  var hasOwn: Bool { files().contains(where: isOwn) }
-  var hasOthers: Bool { files().contains { !isOwn($0) } }
+  var hasOthers: Bool {
+    var found = false
+    forEach { directory, name in
+      found = !isOwn(name) && Self.modified(name, in: directory) != nil
+      return !found
+    }
+    return found
+  }
 
   /// Removes the session's own, which the CLI refuses to resume and, while it is there, to begin anew.
   func removeOwn() {
-    for file in files() where isOwn(file) { unlink(file) }
+    forEach { directory, name in
+      if isOwn(name) { unlinkat(directory, name, 0) }
+      return true
+    }
   }
 
   /// What the CLI counts as the conversation's cost so far when it resumes it, in US dollars.
   ///
   /// - Parameter start: how it is started.
   func recordedCost(_ start: ConversationStart) -> Double {
-    let file: String?
+    var content: [UInt8] = []
     switch start {
     case .new: return 0
-    case .resume: file = files().first(where: isOwn)
-    case .latest: file = files().filter { !isOwn($0) }.max { Self.modified($0) < Self.modified($1) }
+    case .resume:
+      forEach { directory, name in
+        guard isOwn(name) else { return true }
+        content = Self.end(of: name, in: directory)
+        return false
+      }
+    case .latest:
+      var latest = Int64.min
+      forEach { directory, name in
+        guard !isOwn(name), let modified = Self.modified(name, in: directory), modified > latest else { return true }
+        latest = modified
+        content = Self.end(of: name, in: directory)
+        return true
+      }
     }
-    guard let file else { return 0 }
     // The CLI writes it at its end, as one of the last lines.
-    let lines = Self.end(of: file).split(separator: UInt8(ascii: "\n"))
-    for line in lines.reversed() where line.starts(with: #"{"type":"cost-state""#.utf8) {
+    for line in content.split(separator: UInt8(ascii: "\n")).reversed()
+    where line.starts(with: #"{"type":"cost-state""#.utf8) {
       if let cost = (try? JSONValue(parsing: line))?["totalCostUSD"]?.doubleValue { return cost }
     }
     return 0
   }
 
-  private static func modified(_ path: String) -> Int {
-    var info = stat()
-    return stat(path, &info) == 0 ? info.st_mtim.tv_sec * 1_000_000_000 + info.st_mtim.tv_nsec : 0
+  private func isOwn(_ name: String) -> Bool { name == "\(session.id).jsonl" }
+
+  /// Goes through the files of all conversations in the session's configuration directory.
+  ///
+  /// - Parameter body: gets a descriptor of the directory and the file's name, and tells whether to go on.
+  private func forEach(_ body: (_ directory: CInt, _ name: String) -> Bool) {
+    let top = open(session.configDirectory, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+    guard top >= 0 else { return }
+    defer { close(top) }
+    var files = 0
+    Self.forEachName(in: "projects", of: top, atMost: Self.maximumPlaces) { projects, place in
+      var goesOn = true
+      Self.forEachName(in: place, of: projects, atMost: Self.maximumFiles - files) { directory, name in
+        files += 1
+        if name.hasSuffix(".jsonl") { goesOn = body(directory, name) }
+        return goesOn
+      }
+      return goesOn && files < Self.maximumFiles
+    }
   }
 
-  private static func end(of path: String) -> [UInt8] {
+  private static func forEachName(
+    in name: String, of parent: CInt, atMost limit: Int, _ body: (_ directory: CInt, _ name: String) -> Bool
+  ) {
+    let descriptor = clinux_open_beneath(parent, name, O_RDONLY | O_DIRECTORY, 0, 0)
+    guard descriptor >= 0 else { return }
+    guard let stream = fdopendir(descriptor) else {
+      close(descriptor)
+      return
+    }
+    defer { closedir(stream) }
+    var left = limit
+    while left > 0, let entry = readdir(stream) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      if name == "." || name == ".." { continue }
+      left -= 1
+      guard body(descriptor, name) else { return }
+    }
+  }
+
+  /// When a file was changed, in nanoseconds since 1970; nil for what is no file.
+  private static func modified(_ name: String, in directory: CInt) -> Int64? {
+    var info = stat()
+    guard fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) == 0, info.st_mode & S_IFMT == S_IFREG else {
+      return nil
+    }
+    return Int64(info.st_mtim.tv_sec) &* 1_000_000_000 &+ Int64(info.st_mtim.tv_nsec)
+  }
+
+  private static func end(of name: String, in directory: CInt) -> [UInt8] {
     // The agent may have put a pipe or a link there.
-    let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+    let descriptor = clinux_open_beneath(directory, name, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0, 0)
     guard descriptor >= 0 else { return [] }
     defer { close(descriptor) }
     var info = stat()
     guard fstat(descriptor, &info) == 0, info.st_mode & S_IFMT == S_IFREG else { return [] }
-    var bytes = [UInt8](repeating: 0, count: 256 << 10)
+    var bytes = [UInt8](repeating: 0, count: keptEnd)
     let count = pread(descriptor, &bytes, bytes.count, max(0, info.st_size - bytes.count))
     return Array(bytes.prefix(max(0, count)))
-  }
-
-  private static func entries(of path: String) -> [String] {
-    guard let directory = opendir(path) else { return [] }
-    defer { closedir(directory) }
-    var names: [String] = []
-    while let entry = readdir(directory) {
-      let name = withUnsafePointer(to: &entry.pointee.d_name) {
-        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-      }
-      if name != "." && name != ".." { names.append(name) }
-    }
-    return names
   }
 }
 

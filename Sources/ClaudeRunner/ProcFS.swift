@@ -15,8 +15,9 @@ enum ProcFS {
     /// - Parameter stat: what `/proc/PID/stat` says; nil comes of anything else.
     init?(_ stat: String) {
       // The name, in parentheses, may hold anything; the fields follow its last one.
-      guard let end = stat.lastIndex(of: ")") else { return nil }
-      let values = Array(stat[end...].split(separator: " ").dropFirst().prefix(49))
+      // By bytes: with some that could be in a name, the parenthesis would be one character.
+      guard let end = stat.utf8.lastIndex(of: UInt8(ascii: ")")) else { return nil }
+      let values = Array(stat[stat.utf8.index(after: end)...].split(separator: " ").prefix(49))
       guard values.count == 49, let parent = pid_t(values[1]), let session = pid_t(values[3]),
         let start = UInt64(values[19])
       else { return nil }

@@ -26,6 +26,9 @@ struct StrayProcesses: Sendable {
     return strays
   }
 
+  /// About 0.5 s.
+  private static let undecidedRounds = 30
+
   private init(_ name: String, _ value: String) {
     marker = Array("\(name)=\(value)".utf8)
   }
@@ -54,7 +57,9 @@ struct StrayProcesses: Sendable {
     var killed: Set<pid_t> = []
     for round in 0..<100 {
       let (found, undecided) = look()
-      guard !found.isEmpty || undecided else { break }
+      // One that starts a program can be told apart soon. One that stays as it is has hidden its environment, and must not
+      // keep the ends of all other sessions waiting.
+      guard !found.isEmpty || (undecided && round < Self.undecidedRounds) else { break }
       for pid in found {
         let pidfd = clinux_pidfd_open(pid)
         guard pidfd >= 0 else { continue }

@@ -6,7 +6,8 @@ extension Workspaces {
   /// Unpacks a tar archive (plain, or packed by gzip, bzip2, xz or zstd) or a zip archive beside the workspaces.
   ///
   /// Nothing of it is kept if an entry has an absolute name or `..`, is a device, lies behind a link, is a link that
-  /// leads out, or if there is more than a workspace may hold.
+  /// leads out, or if there is more than a workspace may hold. What takes more than some 128 MiB of memory to unpack, or
+  /// is packed twice, is taken for no archive.
   ///
   /// - Throws: ``FileError``
   public func unpack(_ body: BodyFile, part: Range<Int64>? = nil) async throws -> StagedTree {
@@ -29,7 +30,7 @@ extension Workspaces {
         }
         return StagedTree(name: name, usage: usage, self)
       } catch {
-        _ = clinux_remove_tree(stagingDescriptor, name)
+        _ = clinux_remove_tree(stagingDescriptor, name, .max)
         throw error
       }
     }
@@ -57,16 +58,41 @@ private struct ArchiveUnpacker {
     archive_read_support_format_zip(archive)
     archive_read_support_filter_gzip(archive)
     archive_read_support_filter_bzip2(archive)
-    archive_read_support_filter_xz(archive)
     archive_read_support_filter_zstd(archive)
-    guard archive_read_open_fd(archive, source, 64 << 10) == ARCHIVE_OK else { throw .invalidArchive }
+    let reader = XZReader.isXZ(source) ? try XZReader(source) : nil
+    defer { withExtendedLifetime(reader) {} }
+    let opened =
+      if let reader {
+        archive_read_open(
+          archive, Unmanaged.passUnretained(reader).toOpaque(), nil,
+          { _, client, buffer in
+            guard let client, let piece = Unmanaged<XZReader>.fromOpaque(client).takeUnretainedValue().next() else {
+              return Int(ARCHIVE_FATAL)
+            }
+            buffer?.pointee = UnsafeRawPointer(piece.baseAddress)
+            return piece.count
+          }, nil)
+      } else {
+        archive_read_open_fd(archive, source, 64 << 10)
+      }
+    // Each layer takes memory of its own; the last one is the file itself.
+    guard opened == ARCHIVE_OK, archive_filter_count(archive) <= (reader == nil ? 2 : 1) else { throw .invalidArchive }
     var entry: OpaquePointer?
     while true {
       let result = archive_read_next_header(archive, &entry)
       if result == ARCHIVE_EOF { return unpacker.usage }
-      guard result >= ARCHIVE_WARN, let entry else { throw .invalidArchive }
+      guard result >= ARCHIVE_WARN, let entry, Self.isFrugal(archive) else { throw .invalidArchive }
       try unpacker.add(entry, archive)
     }
+  }
+
+  /// Whether the entry at hand is packed in a way that needs little memory. Of those that zip has, the rest needs up to
+  /// 4 GiB, as the archive likes.
+  private static func isFrugal(_ archive: OpaquePointer) -> Bool {
+    guard archive_format(archive) & ARCHIVE_FORMAT_BASE_MASK == ARCHIVE_FORMAT_ZIP,
+      let name = archive_format_name(archive).map({ String(cString: $0) })
+    else { return true }
+    return name.hasSuffix("(uncompressed)") || name.hasSuffix("(deflation)") || name.hasSuffix("(bzip)")
   }
 
   private static func path(_ text: UnsafePointer<CChar>?) throws(FileError) -> RelativePath {
@@ -84,10 +110,13 @@ private struct ArchiveUnpacker {
   private mutating func add(_ entry: OpaquePointer, _ archive: OpaquePointer) throws(FileError) {
     let path = try Self.path(archive_entry_pathname(entry) ?? archive_entry_pathname_utf8(entry))
     guard let parentPath = path.parent else { return }
+    // Those above it, which the archive may leave out, are checked with the next entry: a path has no more than 2048.
+    var made: Int64 = 0
+    defer { usage.entries += made }
     usage.entries += 1
     guard usage.entries <= limits.entries else { throw .quotaExceeded(.entries, limit: limits.entries) }
     do throws(FileError) {
-      let parent = try beneath.makingDirectory(parentPath)
+      let parent = try beneath.makingDirectory(parentPath, counting: &made)
       if archive_entry_hardlink(entry) != nil {
         let target = try beneath.file(try Self.path(archive_entry_hardlink(entry)))
         try link(target.raw, path.name, in: parent.raw)
@@ -95,7 +124,10 @@ private struct ArchiveUnpacker {
       }
       switch archive_entry_filetype(entry) {
       case S_IFDIR:
-        _ = try beneath.makingDirectory(path)
+        let before = made
+        _ = try beneath.makingDirectory(path, counting: &made)
+        // It has been counted as an entry.
+        if made > before { made -= 1 }
       case S_IFREG:
         try write(archive, path.name, in: parent.raw, entry)
       case S_IFLNK:

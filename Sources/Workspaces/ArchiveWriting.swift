@@ -25,16 +25,21 @@ public final class ArchiveStream: Sendable {
 
   /// The next piece; nil at the end. After an error there is nothing more.
   ///
-  /// - Throws: ``FileError``, also when the folder was moved meanwhile.
+  /// - Throws: ``FileError``, also when the folder was moved meanwhile, when a path has more than 65,535 bytes, or when
+  ///   there are more names than a zip archive's list may have.
   public func next() async throws -> [UInt8]? {
-    try await Workspaces.runLong { [self] in
-      try maker.withLock { maker in
-        let current = maker
-        maker = nil
-        guard let current, let piece = try current.next() else { return nil }
-        maker = current
-        return piece
+    while true {
+      let piece: [UInt8]? = try await Workspaces.runLong { [self] in
+        try maker.withLock { maker in
+          let current = maker
+          maker = nil
+          guard let current, let piece = try current.next() else { return nil }
+          maker = current
+          return piece
+        }
       }
+      // Holes and what is left out take time and give nothing. Others have their turn meanwhile.
+      if piece?.isEmpty != true { return piece }
     }
   }
 }
@@ -73,6 +78,17 @@ private final class ArchiveMaker {
 
   private static let pieceLength = 128 << 10
   private static let pageLength = 10_000
+  /// Entries and pieces of files that one call takes in at most, and what a page of names counts for.
+  private static let workOfPiece = 512
+  private static let workOfPage = 128
+  /// A path, which the library keeps several times while it is written. A zip archive can't have a longer one.
+  private static let maximumPath = 65_535
+  /// The list of all entries at the end of a zip archive, which the library keeps in memory: 128 MiB.
+  private static let maximumList = 128 << 20
+  /// Bytes of an entry in it besides its path.
+  private static let listEntry = 80
+  /// Years that every format and program knows. The library fails on times whose year is no 32-bit number.
+  private static let times: ClosedRange<Int64> = 0...253_402_300_799
 
   private let archive: OpaquePointer
   private let entry: OpaquePointer
@@ -83,6 +99,9 @@ private final class ArchiveMaker {
   private var file: (descriptor: CInt, rest: Int64)?
   private var buffer = [UInt8](repeating: 0, count: 64 << 10)
   private var isClosed = false
+  private let isZip: Bool
+  private var listLength = 0
+  private var work = 0
 
   init(_ directory: borrowing Descriptor, _ format: ArchiveFormat) throws(FileError) {
     guard let archive = archive_write_new() else { throw FileError("archive", ENOMEM) }
@@ -92,6 +111,7 @@ private final class ArchiveMaker {
     }
     self.archive = archive
     self.entry = entry
+    isZip = format == .zip
     current = openat(directory.raw, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     guard current >= 0 else { throw FileError("openat") }
     switch format {
@@ -124,10 +144,13 @@ private final class ArchiveMaker {
     if let file { close(file.descriptor) }
   }
 
+  /// The next piece, which is empty if nothing has come out yet; nil at the end.
   func next() throws(FileError) -> [UInt8]? {
     let locale = clinux_enter_utf8()
     defer { clinux_leave_utf8(locale) }
-    while output.bytes.count < Self.pieceLength, !isClosed {
+    work = 0
+    while output.bytes.count < Self.pieceLength, work < Self.workOfPiece, !isClosed {
+      work += 1
       if file != nil {
         try copyPiece()
       } else if try !advance() {
@@ -138,7 +161,7 @@ private final class ArchiveMaker {
     let piece = output.bytes
     output.bytes = []
     output.bytes.reserveCapacity(Self.pieceLength + (64 << 10))
-    return piece.isEmpty ? nil : piece
+    return piece.isEmpty && isClosed ? nil : piece
   }
 
   private func libraryError() -> FileError {
@@ -155,6 +178,7 @@ private final class ArchiveMaker {
   private func advance() throws(FileError) -> Bool {
     guard var level = levels.popLast() else { return false }
     if level.next == level.names.count, !level.isComplete {
+      work += Self.workOfPage
       let page = try readNames(of: current, after: level.names.last, limit: Self.pageLength)
       (level.names, level.isComplete, level.next) = (page.names, page.isComplete, 0)
     }
@@ -191,6 +215,7 @@ private final class ArchiveMaker {
   private func add(_ name: [UInt8]) throws(FileError) {
     if !path.isEmpty { path.append(0x2f) }
     path += name
+    guard path.count <= Self.maximumPath else { throw .nameTooLong }
     let status = try FileStatus(of: name[...], in: current)
     switch status.kind {
     case .special: return
@@ -229,7 +254,7 @@ private final class ArchiveMaker {
   }
 
   private func open(_ name: [UInt8], _ flags: Int32) throws(FileError) -> CInt {
-    let descriptor = withSystemName(name[...]) { openat(current, $0, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | flags) }
+    let descriptor = withSystemName(name[...]) { clinux_open_own(current, $0, O_RDONLY | flags) }
     guard descriptor >= 0 else {
       // Something else has taken its place.
       throw errno == ELOOP || errno == ENOTDIR ? .notFound : FileError("openat")
@@ -240,6 +265,12 @@ private final class ArchiveMaker {
   private func writeHeader(
     _ status: FileStatus, size: Int64, _ type: mode_t, permissions: UInt32, target: [CChar]? = nil
   ) throws(FileError) {
+    if isZip {
+      listLength += path.count + Self.listEntry
+      guard listLength <= Self.maximumList else {
+        throw .system(WorkspaceError(operation: "list all that is in a zip archive", errno: EFBIG))
+      }
+    }
     archive_entry_clear(entry)
     path.append(0)
     path.withUnsafeBufferPointer { bytes in
@@ -249,7 +280,7 @@ private final class ArchiveMaker {
     archive_entry_set_filetype(entry, type)
     archive_entry_set_perm(entry, permissions)
     archive_entry_set_size(entry, size)
-    archive_entry_set_mtime(entry, time_t(status.modified), 0)
+    archive_entry_set_mtime(entry, time_t(min(max(status.modified, Self.times.lowerBound), Self.times.upperBound)), 0)
     archive_entry_set_uid(entry, 0)
     archive_entry_set_gid(entry, 0)
     if let target { archive_entry_set_symlink(entry, target) }

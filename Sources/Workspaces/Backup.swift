@@ -13,13 +13,14 @@ extension Workspaces {
   /// meanwhile is left out. Sockets, pipes and devices are, too.
   ///
   /// - Parameter withFiles: whether the workspace is copied and not only made.
-  /// - Throws: ``WorkspaceError``, with ENOENT if the other has no such session.
+  /// - Throws: ``WorkspaceError``, with ENOENT if the other has no such session, with E2BIG if it becomes far more than a
+  ///   workspace may hold.
   public func copy(_ session: UUID, from other: Workspaces, withFiles: Bool) async throws {
     try await create(session)
     let name = Self.name(session)
     try await Self.runLong { [self] in
-      try Self.copyTree(name, from: other.configurationDescriptor, to: configurationDescriptor)
-      if withFiles { try Self.copyTree(name, from: other.rootDescriptor, to: rootDescriptor) }
+      try copyTree(name, from: other.configurationDescriptor, to: configurationDescriptor)
+      if withFiles { try copyTree(name, from: other.rootDescriptor, to: rootDescriptor) }
     }
   }
 
@@ -35,7 +36,7 @@ extension Workspaces {
       guard mkdirat(stagingDescriptor, Self.shares, 0o700) == 0 || errno == EEXIST else {
         throw WorkspaceError(operation: "mkdir \(Self.shares)", errno: errno)
       }
-      try Self.copyTree(Self.shares, from: other.stagingDescriptor, to: stagingDescriptor)
+      try copyTree(Self.shares, from: other.stagingDescriptor, to: stagingDescriptor)
     }
   }
 
@@ -44,13 +45,9 @@ extension Workspaces {
     try await runLong { sync() }
   }
 
-  private static func copyTree(_ name: String, from source: CInt, to target: CInt) throws {
-    try withDirectory(source, name) { source in
-      try withDirectory(target, name) { target in
-        guard clinux_copy_tree(source, target, nil, nil) == 0 else {
-          throw WorkspaceError(operation: "copy \(name)", errno: errno)
-        }
-      }
+  private func copyTree(_ name: String, from source: CInt, to target: CInt) throws {
+    try Self.withDirectory(source, name) { source in
+      try Self.withDirectory(target, name) { target in try copyContent(of: source, to: target, "copy \(name)") }
     }
   }
 }

@@ -85,12 +85,19 @@ struct Beneath {
 
   /// A directory that is made, with those above it, if it doesn't exist.
   func makingDirectory(_ path: RelativePath) throws(FileError) -> Descriptor {
+    var count: Int64 = 0
+    return try makingDirectory(path, counting: &count)
+  }
+
+  /// - Parameter count: is raised by the number of directories that were made.
+  func makingDirectory(_ path: RelativePath, counting count: inout Int64) throws(FileError) -> Descriptor {
     let existing = open(path, O_RDONLY | O_DIRECTORY)
     if existing >= 0 || errno != ENOENT { return try Descriptor(existing, "openat2") }
     var current = try directory(.root)
     for component in path.components {
       let made = withSystemName(component) { mkdirat(current.raw, $0, 0o755) }
       guard made == 0 || errno == EEXIST else { throw FileError("mkdirat") }
+      if made == 0 { count += 1 }
       // Not the path again: somebody may have put a link in the place of what was just made.
       let next = withSystemName(component) {
         clinux_open_beneath(current.raw, $0, O_RDONLY | O_DIRECTORY, 0, 0)

@@ -51,7 +51,7 @@ extension Workspaces {
       try await Self.cloneThreads.runIfActive { [self] in
         let name = StagedFile.newName()
         guard mkdirat(stagingDescriptor, name, 0o700) == 0 else { throw FileError("mkdir") }
-        defer { _ = clinux_remove_tree(stagingDescriptor, name) }
+        defer { _ = clinux_remove_tree(stagingDescriptor, name, .max) }
         let directory = try Descriptor(
           openat(stagingDescriptor, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "openat")
         let process = GitProcess(
@@ -65,7 +65,7 @@ extension Workspaces {
             openat(stagingDescriptor, tree, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "openat")
           return StagedTree(name: tree, usage: try GitProcess.usage(of: content.raw, limits), self)
         } catch {
-          _ = clinux_remove_tree(stagingDescriptor, tree)
+          _ = clinux_remove_tree(stagingDescriptor, tree, .max)
           throw error
         }
       }

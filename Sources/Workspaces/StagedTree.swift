@@ -34,13 +34,13 @@ public final class StagedTree: Sendable {
         return was
       })
     else { return }
-    _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
+    _ = clinux_remove_tree(workspaces.stagingDescriptor, name, .max)
   }
 
   deinit {
     guard !isRemoved.withLock({ $0 }) else { return }
     Workspaces.longThreads.submit { [workspaces, name] _ in
-      _ = clinux_remove_tree(workspaces.stagingDescriptor, name)
+      _ = clinux_remove_tree(workspaces.stagingDescriptor, name, .max)
     }
   }
 }

@@ -152,7 +152,7 @@ extension Workspaces {
       let all = openat(stagingDescriptor, kind, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
       if all < 0, errno == ENOENT { continue }
       let directory = try Descriptor(all, "open \(kind)")
-      guard clinux_remove_tree(directory.raw, Self.name(session)) == 0 else {
+      guard clinux_remove_tree(directory.raw, Self.name(session), .max) == 0 else {
         throw WorkspaceError(operation: "remove \(kind)", errno: errno)
       }
     }

@@ -223,7 +223,11 @@ extension Workspaces {
       let parent = try Beneath(directory: workspace.raw).directory(parentPath)
       let (status, removed) = try removeEntry(path.name, of: parent.raw, session, isRecursive, conditions)
       usageCache.forget(session)
-      if let removed, clinux_remove_tree(stagingDescriptor, removed) != 0 { throw FileError("remove") }
+      if let removed, clinux_remove_tree(stagingDescriptor, removed, removalLimit) != 0 {
+        let error = errno == EBUSY ? FileError.directoryNotEmpty : FileError("remove")
+        try restore(removed, as: path.name, of: parent.raw, workspace.raw)
+        throw error
+      }
       return status
     }
   }
@@ -248,6 +252,18 @@ extension Workspaces {
     let result = withSystemName(name) { clinux_rename(parent, $0, stagingDescriptor, grave, 0) }
     guard result == 0 else { throw FileError("rename") }
     return (status, grave)
+  }
+
+  /// Entries, or thrice as many folders, that one request may remove at most. A workspace can't have so many, unless its
+  /// agent makes new ones while they are removed, as it still can in a folder that it works in.
+  private var removalLimit: UInt64 { min(UInt64(clamping: limits.entries), .max / 4) * 4 }
+
+  /// Puts what couldn't be removed back into the workspace, so that it counts for its quota.
+  private func restore(
+    _ grave: String, as name: ArraySlice<UInt8>, of parent: CInt, _ workspace: CInt
+  ) throws(FileError) {
+    if withSystemName(name, { clinux_rename(stagingDescriptor, grave, parent, $0, 0) }) == 0 { return }
+    guard clinux_rename(stagingDescriptor, grave, workspace, grave, 0) == 0 else { throw FileError("rename") }
   }
 
   func existing(_ path: RelativePath, _ workspace: CInt) throws(FileError) -> FileStatus? {

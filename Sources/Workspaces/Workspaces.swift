@@ -94,7 +94,7 @@ public final class Workspaces: Sendable {
       repeat {
         let page = try readNames(of: stagingDescriptor, after: cursor, limit: 1000)
         for entry in page.names where !Self.keptInStaging.contains(entry.name) {
-          guard withSystemName(entry.name[...], { clinux_remove_tree(stagingDescriptor, $0) }) == 0 else {
+          guard withSystemName(entry.name[...], { clinux_remove_tree(stagingDescriptor, $0, .max) }) == 0 else {
             throw WorkspaceError(operation: "remove leftovers", errno: errno)
           }
         }
@@ -167,7 +167,7 @@ public final class Workspaces: Sendable {
       try removeAttachments(session)
       usageCache.forget(session)
       for parent in [rootDescriptor, configurationDescriptor] {
-        guard clinux_remove_tree(parent, name) == 0 else {
+        guard clinux_remove_tree(parent, name, .max) == 0 else {
           throw WorkspaceError(operation: "remove \(name)", errno: errno)
         }
       }

@@ -74,11 +74,11 @@ struct Backup: AsyncParsableCommand {
       throw ValidationError("\(partial.directory) can't be made: \(String(cString: strerror(errno)))")
     }
     do {
-      let count = try await copy(configuration, state, partial)
+      let (count, incomplete) = try await copy(configuration, state, partial)
       guard rename(partial.directory, target) == 0 else {
         throw CommandFailure("rename \(partial.directory)")
       }
-      print("\(target): \(count) sessions")
+      print("\(target): \(count) sessions" + (incomplete > 0 ? ", \(incomplete) of them not complete" : ""))
     } catch {
       try FileManager.default.removeItem(atPath: partial.directory)
       throw error
@@ -87,18 +87,22 @@ struct Backup: AsyncParsableCommand {
 
   private func copy(
     _ configuration: ServerConfiguration, _ state: StateParts, _ target: StateParts
-  ) async throws -> Int {
+  ) async throws -> (count: Int, incomplete: Int) {
     try await SQLiteSessionStore.backup(state.store, to: target.store.path)
     // What follows concerns the sessions of that moment: those of the copy.
     let sessions = try await sessions(of: target.store)
     let source = try Workspaces(root: configuration.workspaceRoot, configurationRoot: state.conversations)
     let copy = try Workspaces(root: target.directory + "/workspaces", configurationRoot: target.conversations)
+    var incomplete = 0
     for session in sessions {
       do {
         try await copy.copy(session.id, from: source, withFiles: !withoutFiles)
       } catch let error as WorkspaceError where error.errno == ENOENT {
         // Deleted since then, which the copy of the store doesn't know.
         try complain("session \(session.id.lowercaseString) has been deleted meanwhile")
+      } catch let error as WorkspaceError where error.concernsTreeOnly {
+        incomplete += 1
+        try complain("session \(session.id.lowercaseString) is not complete in the backup: \(error)")
       }
     }
     try await copy.copyShares(from: source)
@@ -108,7 +112,7 @@ struct Backup: AsyncParsableCommand {
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     try encoder.encode(manifest).write(to: target.manifest)
     try await Workspaces.synchronize()
-    return sessions.count
+    return (sessions.count, incomplete)
   }
 }
 
@@ -183,6 +187,13 @@ struct Restore: AsyncParsableCommand {
     let owner = try FileManager.default.attributesOfItem(atPath: directory)[.ownerAccountID] as? NSNumber
     guard owner?.uint32Value != geteuid() else { return }
     throw ValidationError("\(directory) belongs to another user, who has to restore it.")
+  }
+}
+
+extension WorkspaceError {
+  /// Whether it comes of what an agent has made of its own files, which must not be in the way of all others' backup.
+  fileprivate var concernsTreeOnly: Bool {
+    [E2BIG, EACCES, EFBIG, EINVAL, ELOOP, ENAMETOOLONG, EPERM].contains(errno)
   }
 }
 

@@ -55,9 +55,12 @@ struct ProcessFigures: Sendable {
       guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/stat") else { return nil }
       let text = String(decoding: data, as: UTF8.self)
       // The name, in parentheses, may hold anything; the fields follow its last one. See proc(5).
-      guard let number = Int32(text.prefix { $0 != " " }), let end = text.lastIndex(of: ")") else { return nil }
-      let fields = text[end...].split(separator: " ")
-      func field(_ number: Int) -> Int? { fields.count > number - 2 ? Int(fields[number - 2]) : nil }
+      // By bytes: with some that could be in a name, the parenthesis would be one character.
+      guard let number = Int32(text.prefix { $0 != " " }), let end = text.utf8.lastIndex(of: UInt8(ascii: ")")) else {
+        return nil
+      }
+      let fields = text[text.utf8.index(after: end)...].split(separator: " ")
+      func field(_ number: Int) -> Int? { fields.count > number - 3 ? Int(fields[number - 3]) : nil }
       guard let parent = field(4), let user = field(14), let system = field(15), let threads = field(20),
         let pages = field(24)
       else { return nil }

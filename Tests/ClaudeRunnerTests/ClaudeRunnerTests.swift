@@ -442,6 +442,52 @@ private struct EnvironmentSandbox: ClaudeSandbox {
     #expect(try FileManager.default.contentsOfDirectory(atPath: target.path()) == [])
     #expect(try await fixture.end() == [])
   }
+
+  @Test func looksForTranscriptsInFoldersOfTheSessionOnly() async throws {
+    let fixture = try Fixture()
+    let session = try fixture.session()
+    let files = FileManager.default
+    let target = fixture.root.appending(path: "target").path()
+    let projects = session.configDirectory + "/projects"
+    try files.createDirectory(atPath: target, withIntermediateDirectories: true)
+    try files.createDirectory(atPath: projects, withIntermediateDirectories: true)
+    let own = target + "/\(session.id).jsonl"
+    for name in [own, target + "/other.jsonl"] {
+      try Data(#"{"type":"cost-state","totalCostUSD":7}"#.utf8).write(to: URL(filePath: name))
+    }
+    let transcripts = Transcripts(session: session)
+    func expectNothing() {
+      #expect(!transcripts.hasOwn && !transcripts.hasOthers)
+      #expect(transcripts.recordedCost(.resume) == 0 && transcripts.recordedCost(.latest) == 0)
+      transcripts.removeOwn()
+      #expect(files.fileExists(atPath: own))
+    }
+    // A folder, all of them, and a file by links.
+    try files.createSymbolicLink(atPath: projects + "/place", withDestinationPath: target)
+    expectNothing()
+    try files.removeItem(atPath: projects)
+    try files.createDirectory(atPath: target + "/place", withIntermediateDirectories: true)
+    try files.moveItem(atPath: own, toPath: target + "/place/\(session.id).jsonl")
+    try files.createSymbolicLink(atPath: own, withDestinationPath: "place/\(session.id).jsonl")
+    try files.createSymbolicLink(atPath: projects, withDestinationPath: target)
+    expectNothing()
+    try files.removeItem(atPath: projects)
+    try files.createDirectory(atPath: projects + "/place", withIntermediateDirectories: true)
+    try files.createSymbolicLink(
+      atPath: projects + "/place/other.jsonl", withDestinationPath: target + "/other.jsonl")
+    expectNothing()
+    // And what is there is found.
+    for name in [session.id, "other"] {
+      let name = "\(projects)/place/\(name).jsonl"
+      unlink(name)
+      try Data(#"{"type":"cost-state","totalCostUSD":7}"#.utf8).write(to: URL(filePath: name))
+    }
+    #expect(transcripts.hasOwn && transcripts.hasOthers)
+    #expect(transcripts.recordedCost(.resume) == 7 && transcripts.recordedCost(.latest) == 7)
+    transcripts.removeOwn()
+    #expect(!transcripts.hasOwn && transcripts.hasOthers)
+    #expect(try await fixture.end() == [])
+  }
 }
 
 @Suite(.timeLimit(.minutes(5))) struct ControlTests {
@@ -666,6 +712,15 @@ extension [String] {
     let status = try #require(ProcFS.Status(fields.joined(separator: " ")))
     #expect(status.hasEmptyEnvironment == isEmpty)
     #expect(!status.isZombie)
+  }
+
+  /// A process gives itself its name, and one of these would be one character with the parenthesis after it.
+  @Test(arguments: ["a", ") Z 1 ", "\u{600}", ") Z 1 \u{600}", "a\u{110bd}", "\u{1f1e6}\u{200d}"])
+  func noNameHidesAProcess(name: String) throws {
+    var fields = Array(repeating: "7", count: 52)
+    fields[0...3] = ["4711", "(\(name))", "S", "12"]
+    let status = try #require(ProcFS.Status(fields.joined(separator: " ")))
+    #expect(!status.isZombie && status.parent == 12 && status.start == 7)
   }
 
   @Test func readsAnEnvironmentWhole() async throws {

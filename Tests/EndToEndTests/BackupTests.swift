@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import JSONSupport
 import NIOHTTP1
 import TestSupport
@@ -23,6 +24,10 @@ import Testing
       let folder = "\(stack.workspaceRoot)/\(id)/folder"
       try files.createDirectory(atPath: folder, withIntermediateDirectories: false)
       try Data("kept".utf8).write(to: URL(filePath: folder + "/file"))
+      // What an agent leaves must not be in the way of a backup, such as a path that is too long for the system.
+      let deep = open(folder, O_RDONLY | O_DIRECTORY)
+      defer { close(deep) }
+      #expect(makeChain(of: 40, in: deep))
       let share = try await stack.post("/sessions/\(id)/files/share", ["path": "folder"])
       let link = try #require(try share.json["href"]?.stringValue, "\(share.text)")
       // A turn that runs is in the backup as one that was interrupted.
@@ -45,9 +50,9 @@ import Testing
       let full = try await server(stack, ["restore", backup])
       #expect(full.exit != .status(0))
       #expect(full.text.contains("There is a store in"))
-      let again = try await server(stack, ["backup", backup])
-      #expect(again.exit != .status(0))
-      #expect(again.text.contains("exists already"))
+      let second = try await server(stack, ["backup", backup])
+      #expect(second.exit != .status(0))
+      #expect(second.text.contains("exists already"))
 
       try files.moveItem(atPath: stack.stateDirectory, toPath: stack.directory + "/lost-state")
       try files.moveItem(atPath: stack.workspaceRoot, toPath: stack.directory + "/lost-files")
@@ -57,8 +62,17 @@ import Testing
       #expect(try await stack.get("/sessions").json["count"] == 2)
       #expect(try await stack.say("which?", to: id) == "2: remember 7341 | which?")
       #expect(text(of: folder + "/file") == "kept")
+      let again = open(folder, O_RDONLY | O_DIRECTORY)
+      defer { close(again) }
+      #expect(lengthOfChain(in: again) == 40)
       let listing = try await stack.get(link, headers: ["Accept": "application/json"])
       #expect(listing.status == 200 && listing.text.contains("\"file\""), "\(listing.text)")
+      // Nobody else would find such paths.
+      for place in [stack.workspaceRoot, stack.directory + "/lost-files", backup + "/workspaces"] {
+        let folder = open("\(place)/\(id)/folder", O_RDONLY | O_DIRECTORY)
+        removeChain(in: folder)
+        close(folder)
+      }
       #expect(try await stack.get("/sessions/\(other)/turns").json["turns"]?.arrayValue?[0]["state"] == "interrupted")
     }
   }

@@ -133,7 +133,7 @@ import Workspaces
   }
 
   private static let hostile = """
-    import io, sys, tarfile, zipfile
+    import binascii, gzip, io, lzma, struct, sys, tarfile, zipfile
     decoy = sys.argv[1]
     def tar(name, *entries, mode='w'):
         with tarfile.open(name, mode) as archive:
@@ -159,6 +159,24 @@ import Workspaces
     tar('hard-to-link', ('d', F, '', b'x'), ('l', L, 'd', b''), ('h', H, 'l', b''))
     tar('bomb-gz', ('zeros', F, '', bytes(50_000_000)), mode='w:gz')
     tar('bomb-count', *[(f'f{n}', F, '', b'') for n in range(600)], mode='w:gz')
+    # Each entry needs hundreds of folders that are no entries.
+    tar('bomb-folders', *[(f'{n}/' + 'd/' * 300 + 'f', F, '', b'') for n in range(2)], mode='w:gz')
+    # Those that ask for 4 GiB of memory, or have it asked for in many layers.
+    tar('plain', ('f', F, '', b'x'))
+    plain = open('plain', 'rb').read()
+    packed = bytearray(lzma.compress(plain))
+    header = 12
+    size = (packed[header] + 1) * 4
+    assert packed[header + 2:header + 4] == bytes([0x21, 1])
+    packed[header + 4] = 40
+    packed[header + size - 4:header + size] = struct.pack('<I', binascii.crc32(packed[header:header + size - 4]))
+    open('bad-xz-memory', 'wb').write(packed)
+    open('bad-layers', 'wb').write(gzip.compress(gzip.compress(plain)))
+    open('bad-xz-layers', 'wb').write(lzma.compress(gzip.compress(plain)))
+    with zipfile.ZipFile('bad-zip-lzma', 'w', zipfile.ZIP_LZMA) as archive:
+        archive.writestr('f', 'x')
+    import os
+    os.unlink('plain')
     with zipfile.ZipFile('bomb-zip', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('zeros', bytes(50_000_000))
     with zipfile.ZipFile('zip-up', 'w') as archive:

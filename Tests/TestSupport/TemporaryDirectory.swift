@@ -4,9 +4,10 @@ import Foundation
 ///
 /// The path is short enough for a unix socket inside, and is the directory's real path.
 public func withTemporaryDirectory<Result>(
-  isolation: isolated (any Actor)? = #isolation, _ body: (_ path: String) async throws -> Result
+  in parent: String = "/tmp", isolation: isolated (any Actor)? = #isolation,
+  _ body: (_ path: String) async throws -> Result
 ) async throws -> Result {
-  var template = Array("/tmp/claude-api-test.XXXXXX".utf8CString)
+  var template = Array("\(parent)/claude-api-test.XXXXXX".utf8CString)
   guard mkdtemp(&template) != nil else { throw SystemError(call: "mkdtemp") }
   let path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
   defer {

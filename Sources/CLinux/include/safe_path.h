@@ -15,6 +15,18 @@ enum {
 /// never waits for a disk: when it had to, it fails with EAGAIN.
 int clinux_open_beneath(int parent, const char *path, int flags, unsigned int mode, int cached);
 
+/// Opens the entry `name` of `parent`, close-on-exec; a link isn't followed. A file or directory of this process's own
+/// user is opened even where its mode forbids that: the mode is another one for that moment.
+int clinux_open_own(int parent, const char *name, int flags);
+
+/// Opens the directory `name` of `parent` to look at all that is in it, close-on-exec; a link isn't followed. If its mode
+/// forbids that and it belongs to this process's user, the mode is changed, and `mode` gets the one that it had, for
+/// `clinux_end_visit`; else -1. `name` may be ".".
+int clinux_visit_directory(int parent, const char *name, int *mode);
+
+/// Gives a directory that `fd` is open at the mode back that `clinux_visit_directory` took; nothing if that is -1.
+void clinux_end_visit(int fd, int mode);
+
 /// Reads from the start of a file. It never waits for a disk: when it had to, it fails or reads less.
 ssize_t clinux_read_cached(int fd, void *buffer, size_t length);
 

@@ -9,7 +9,7 @@ struct clinux_tree_usage {
     uint64_t entries;
     /// Bytes that they take on the disk. A file with several names counts once for each.
     uint64_t bytes;
-    /// 0 if the walk ended early: by the number of entries, or because a directory was moved meanwhile.
+    /// 0 if not all was seen: because of the number of entries, or because a directory was moved or closed meanwhile.
     int is_whole;
 };
 
@@ -23,7 +23,8 @@ struct clinux_tree_visitor {
 };
 
 /// Counts all that is below the directory `top`, and tells `visitor` of it if that isn't NULL. Links aren't followed,
-/// and depth costs neither stack nor descriptors. Stops early when there are more than `maximum_entries`. Returns 0,
+/// and depth costs neither stack nor descriptors. Directories of this process's user are looked into even where their mode
+/// forbids it. Of one that is moved meanwhile what comes after that isn't counted, but all the rest is. Stops early when there are more than `maximum_entries`. Returns 0,
 /// or -1 with errno.
 int clinux_tree_walk(
     int top, uint64_t maximum_entries, const struct clinux_tree_visitor *visitor, struct clinux_tree_usage *usage);

@@ -14,7 +14,7 @@ extension Problem {
     case .exists:
       self.init(.fileExists, "There is a file or folder of this name already.")
     case .directoryNotEmpty:
-      self.init(.folderNotEmpty, "The folder is not empty; add ?recursive=true to delete it all.")
+      self.init(.folderNotEmpty, "The folder is not empty, or is being filled; add ?recursive=true to delete it all.")
     case .nameTooLong:
       self.init(.invalidPath, "The path is longer than the file system allows.")
     case .permissionDenied:

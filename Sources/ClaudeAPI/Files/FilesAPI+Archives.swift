@@ -12,27 +12,41 @@ import Workspaces
   import Foundation
 #endif
 
-/// A bounded number of places; one is taken until its holder is gone.
+/// A bounded number of places; one is taken until its holder is gone. No key has more than half of them, so that one that
+/// is in no hurry leaves some to the others.
 final class Places: Sendable {
   final class Place: Sendable {
     private let places: Places
+    private let key: String?
 
-    fileprivate init(_ places: Places) { self.places = places }
+    fileprivate init(_ places: Places, _ key: String?) {
+      self.places = places
+      self.key = key
+    }
 
-    deinit { places.free.withLock { $0 += 1 } }
+    deinit {
+      places.taken.withLock { taken in
+        let rest = (taken[key] ?? 0) - 1
+        taken[key] = rest > 0 ? rest : nil
+      }
+    }
   }
 
-  private let free: Mutex<Int>
+  private let count: Int
+  /// By the keys that have them.
+  private let taken = Mutex<[String?: Int]>([:])
 
-  init(_ count: Int) { free = Mutex(count) }
+  init(_ count: Int) { self.count = count }
 
-  func take() -> Place? {
-    let isTaken = free.withLock { free in
-      guard free > 0 else { return false }
-      free -= 1
+  /// - Parameter key: who is to have it; nil where there are no keys.
+  func take(for key: String?) -> Place? {
+    let isTaken = taken.withLock { taken in
+      let own = taken[key] ?? 0
+      guard taken.values.reduce(0, +) < count, key == nil || own < max(1, count / 2) else { return false }
+      taken[key] = own + 1
       return true
     }
-    return isTaken ? Place(self) : nil
+    return isTaken ? Place(self, key) : nil
   }
 }
 
@@ -49,7 +63,7 @@ extension FilesAPI {
     let query = try QueryFields(request, known: ["format", "path"])
     let format = try query.choice("format", ArchiveFormat.self) ?? .tarGzip
     let path = try Self.path(query)
-    guard let place = archivePlaces.take() else {
+    guard let place = archivePlaces.take(for: Principal.current?.keyID) else {
       throw Problem(
         .tooManyArchives, "As many archives as may be are being made; try again later.",
         retryAfter: 5)

@@ -168,7 +168,8 @@ extension FilesAPI {
 
   /// The date in the form of HTTP, such as `Tue, 03 Feb 2026 04:05:06 GMT`.
   static func httpDate(_ seconds: Int64) -> String {
-    var (time, parts) = (time_t(seconds), tm())
+    // An agent may give its files any time that a number of 64 bits can be; that of the system's parts has 32.
+    var (time, parts) = (time_t(min(max(seconds, -62_167_219_200), 253_402_300_799)), tm())
     gmtime_r(&time, &parts)
     let (day, month) = (days[Int(parts.tm_wday)], months[Int(parts.tm_mon)])
     let clock = "\(twoDigits(parts.tm_hour)):\(twoDigits(parts.tm_min)):\(twoDigits(parts.tm_sec))"

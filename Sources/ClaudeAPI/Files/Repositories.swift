@@ -35,7 +35,7 @@ extension API {
 extension FilesAPI {
   /// Clones a repository into the workspace of a new session.
   func bringIn(_ source: GitSource, for session: UUID, _ change: FilesChange) async throws {
-    guard let place = clonePlaces.take() else {
+    guard let place = clonePlaces.take(for: Principal.current?.keyID) else {
       throw Problem(
         .tooManyClones, "As many repositories as may be are being cloned; try again later.",
         retryAfter: 10)
