@@ -71,7 +71,7 @@ check "requests are answered meanwhile" answers GET "/sessions/$other" 200
 for session in "$bomb" "$hog"; do check "it is ended" ask POST "/sessions/$session/interrupt" -f; done
 
 # As many as there is time for.
-count=$((patience == 1 ? 50 : 10))
+count=$((patience == 1 ? 50 : 5))
 say "$count sessions ..."
 descriptors() { inside sh -c 'ls "/proc/$(systemctl show -P MainPID claude-api)/fd" | wc -l'; }
 tokens() { inside sh -c 'ls /run/claude-api/model-tokens | wc -l'; }

@@ -459,16 +459,12 @@ import Testing
     try await withService { service in
       let id = try await service.create(NewSession()).session.id
       let workspace = try await service.session(id).workspace
-      // Deeper than a path can say.
-      var descriptor = open(workspace, O_RDONLY)
-      let name = String(repeating: "d", count: 200)
-      for _ in 0..<30 {
-        #expect(mkdirat(descriptor, name, 0o700) == 0)
-        let next = openat(descriptor, name, O_RDONLY)
-        close(descriptor)
-        descriptor = next
-      }
-      close(descriptor)
+      for index in 0..<50 { try Data("x".utf8).write(to: URL(filePath: "\(workspace)/\(index)")) }
+      // In the place of the conversations, which come after the files, is what isn't followed.
+      let records =
+        URL(filePath: workspace).deletingLastPathComponent().deletingLastPathComponent().path()
+        + "c/\(id.lowercaseString)/projects"
+      #expect(symlink("/nonexistent", records) == 0)
       await #expect(throws: SessionServiceError.self) { try await service.fork(id) }
       let root = URL(filePath: workspace).deletingLastPathComponent().path()
       let names = try FileManager.default.contentsOfDirectory(atPath: root).filter { !$0.hasPrefix(".") }
