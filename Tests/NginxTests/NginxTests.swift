@@ -381,6 +381,16 @@ import Testing
     }
   }
 
+  /// What waits for a turn as long as nginx lets it must not be broken off by a reload.
+  @Test func anOldWorkerOutlivesEveryAnswer() async throws {
+    try await withResponder(options: ["--read-timeout", "47s"]) { _, reply in
+      reply.write("Status: 200 OK\r\n\r\n")
+    } _: { nginx, _ in
+      #expect(text(of: nginx.prefix + "/nginx.conf").contains("\nworker_shutdown_timeout 47s;\n"))
+      #expect(text(of: nginx.prefix + "/claude-api/api.conf").contains("\nfastcgi_read_timeout 47s;\n"))
+    }
+  }
+
   @Test func aSilentResponderIsA504() async throws {
     let go = DispatchSemaphore(value: 0)
     defer { go.signal() }
