@@ -132,12 +132,12 @@ actor Connection: Reactor.Handler {
   private func ready(_ events: UInt32) {
     let output = UInt32(CLINUX_EPOLLOUT)
     if events & output != 0, outputBytes > 0 { flush() }
-    if events & ~output != 0 { receive() }
+    if events & ~output != 0 { receive(isReport: true) }
   }
 
   // MARK: Requests in
 
-  private func receive() {
+  private func receive(isReport: Bool = false) {
     let buffer = environment.receiveBuffer
     guard let start = buffer.baseAddress else { return }
     while true {
@@ -156,9 +156,16 @@ actor Connection: Reactor.Handler {
         return
       }
       input.writeBytes(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
-      if case .reading = state { scanInput() } else { watchForAbort() }
       // A short read has emptied the socket; what comes later is reported.
-      if count < buffer.count { return }
+      let isEmptied = count < buffer.count
+      if case .answering = state {
+        watchForAbort()
+      } else if isEmptied, isReport {
+        reactor.afterReading { self.assumeIsolated { $0.scanInput() } }
+      } else {
+        scanInput()
+      }
+      if isEmptied { return }
     }
   }
 

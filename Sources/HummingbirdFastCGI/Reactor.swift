@@ -56,6 +56,7 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
 
   // Of the reactor's thread.
   private var jobs: [Job] = []
+  private var actionsAfterReading: [() -> Void] = []
   private var actionsAfterRound: [() -> Void] = []
   private var handlers: [(generation: UInt32, handler: any Handler)?] = []
   private var generation: UInt32 = 0
@@ -179,14 +180,23 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
           deliver(report)
         }
       }
-      let actions = exchange(&actionsAfterRound, with: [])
-      for action in actions { action() }
+      for action in exchange(&actionsAfterReading, with: []) { action() }
+      for action in exchange(&actionsAfterRound, with: []) { action() }
       fireTimers()
       if isStopping, jobs.isEmpty, actionsAfterRound.isEmpty { return }
     }
   }
 
-  /// Runs `action` on the reactor's thread when all descriptors that are ready now have been looked after.
+  /// Runs `action` on the reactor's thread when all descriptors that are ready now have been read.
+  ///
+  /// To be called by handlers that are told so. With each read the kernel tells the peer that it may write, which wakes
+  /// a web server up for nothing; if all is read at once, it is woken up once.
+  func afterReading(_ action: @escaping () -> Void) {
+    checkIsolated()
+    actionsAfterReading.append(action)
+  }
+
+  /// Runs `action` on the reactor's thread when all that has been read has been worked on.
   func afterRound(_ action: @escaping () -> Void) {
     checkIsolated()
     actionsAfterRound.append(action)
