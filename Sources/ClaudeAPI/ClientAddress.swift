@@ -27,13 +27,11 @@ enum ClientAddress {
   static func isNameOfLoopback(_ authority: String?) -> Bool {
     guard let authority, !authority.isEmpty else { return true }
     if authority.hasPrefix("[") { return authority == "[::1]" || authority.hasPrefix("[::1]:") }
-    let parts = authority.utf8.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false)
-    guard parts.count <= 2 else { return false }
-    let numbers = parts[0].split(separator: UInt8(ascii: "."), omittingEmptySubsequences: false)
-    if numbers.count == 4, numbers[0].elementsEqual("127".utf8) {
-      return numbers.allSatisfy { UInt8(Substring($0)) != nil }
-    }
-    let name = Substring(parts[0]).lowercased()
+    let end = authority.utf8.firstIndex(of: UInt8(ascii: ":")) ?? authority.endIndex
+    guard !authority.utf8[end...].dropFirst().contains(UInt8(ascii: ":")) else { return false }
+    var address = in_addr()
+    if inet_pton(AF_INET, String(authority[..<end]), &address) == 1 { return UInt32(bigEndian: address.s_addr) >> 24 == 127 }
+    let name = authority[..<end].lowercased()
     return name == "localhost" || name.hasSuffix(".localhost")
   }
 

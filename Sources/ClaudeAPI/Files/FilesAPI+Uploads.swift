@@ -171,15 +171,9 @@ extension FilesAPI {
     // An agent may give its files any time that a number of 64 bits can be; that of the system's parts has 32.
     var (time, parts) = (time_t(min(max(seconds, -62_167_219_200), 253_402_300_799)), tm())
     gmtime_r(&time, &parts)
-    let (day, month) = (days[Int(parts.tm_wday)], months[Int(parts.tm_mon)])
-    let clock = "\(twoDigits(parts.tm_hour)):\(twoDigits(parts.tm_min)):\(twoDigits(parts.tm_sec))"
-    return "\(day), \(twoDigits(parts.tm_mday)) \(month) \(parts.tm_year + 1900) \(clock) GMT"
+    // The program's locale is that of C.
+    return String(unsafeUninitializedCapacity: 32) { strftime($0.baseAddress, 32, "%a, %d %b %Y %H:%M:%S GMT", &parts) }
   }
-
-  private static let days = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
-  private static let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-
-  private static func twoDigits(_ number: CInt) -> String { number < 10 ? "0\(number)" : "\(number)" }
 }
 
 extension Problem {
