@@ -30,8 +30,9 @@ enum ClientAddress {
     let end = authority.utf8.firstIndex(of: UInt8(ascii: ":")) ?? authority.endIndex
     guard !authority.utf8[end...].dropFirst().contains(UInt8(ascii: ":")) else { return false }
     var address = in_addr()
-    if inet_pton(AF_INET, String(authority[..<end]), &address) == 1 { return UInt32(bigEndian: address.s_addr) >> 24 == 127 }
-    let name = authority[..<end].lowercased()
+    let host = String(authority[..<end])
+    if inet_pton(AF_INET, host, &address) == 1 { return UInt32(bigEndian: address.s_addr) >> 24 == 127 }
+    let name = host.lowercased()
     return name == "localhost" || name.hasSuffix(".localhost")
   }
 
