@@ -60,6 +60,17 @@ import Testing
     }
   }
 
+  @Test(arguments: [
+    (nil, true), ("", true), ("localhost", true), ("a.LOCALHOST:8000", true), ("127.0.0.1", true),
+    ("127.9.8.7:80", true), ("[::1]", true), ("[::1]:80", true), ("evil.example", false),
+    ("127.0.0.1.evil.example", false), ("127.0.0.1:80:90", false),
+    ("127.1", false), ("127.0.0.+1", false), ("10.0.0.1", false), ("[::2]", false), ("[::1].evil.example", false),
+    ("notlocalhost", false), (":80", false),
+  ])
+  func onlyNamesOfThisMachineAreTakenForIt(_ host: String?, isOne: Bool) {
+    #expect(ClientAddress.isNameOfLoopback(host) == isOne)
+  }
+
   /// What is answered before the router and the middleware is what they would answer as well.
   @Test func aFileIsThereAtOnceOnlyForThoseWhoMayReadIt() async throws {
     try await withAPI { fixture in
