@@ -13,9 +13,8 @@
 
 // A directory on the way down.
 struct level {
-    // Where it is, so that the way up can be checked.
-    dev_t device;
-    ino_t inode;
+    // So that the way up can be checked.
+    struct place place;
     // Where its name is among the names of the level above.
     size_t name;
     // The mode that it is to get back, see clinux_visit_directory.
@@ -24,8 +23,7 @@ struct level {
     mode_t mode;
     struct timespec times[2];
     // Its children that are still to come.
-    char *names;
-    size_t length, capacity, next;
+    struct names children;
 };
 
 struct work {
@@ -51,21 +49,6 @@ static int take(uint64_t *left, uint64_t amount)
         return -1;
     }
     *left -= amount;
-    return 0;
-}
-
-static int add_name(struct level *level, const char *name)
-{
-    size_t length = strlen(name) + 1;
-    if (level->length + length > level->capacity) {
-        size_t capacity = level->capacity * 2 + 4096;
-        char *grown = realloc(level->names, capacity);
-        if (grown == NULL) return -1;
-        level->names = grown;
-        level->capacity = capacity;
-    }
-    memcpy(level->names + level->length, name, length);
-    level->length += length;
     return 0;
 }
 
@@ -202,7 +185,7 @@ static int copy_entry(struct work *work, const char *name)
     switch (status.st_mode & S_IFMT) {
     case S_IFREG: return take(&work->left.entries, 1) < 0 ? -1 : copy_file(work, name, new_name);
     case S_IFLNK: return take(&work->left.entries, 1) < 0 ? -1 : copy_link(work, name, new_name);
-    case S_IFDIR: return take(&work->left.entries, 1) < 0 ? -1 : add_name(&work->levels[work->depth - 1], name);
+    case S_IFDIR: return take(&work->left.entries, 1) < 0 ? -1 : add_name(&work->levels[work->depth - 1].children, name);
     default: return 0;
     }
 }
@@ -236,8 +219,7 @@ static int push_level(struct work *work, int source, size_t name, int taken_mode
         work->capacity = capacity;
     }
     work->levels[work->depth++] = (struct level){
-        .device = status.st_dev,
-        .inode = status.st_ino,
+        .place = {status.st_dev, status.st_ino},
         .name = name,
         .taken_mode = taken_mode,
         .mode = (taken_mode >= 0 ? (mode_t)taken_mode : status.st_mode) & 0777,
@@ -265,9 +247,8 @@ static int enter(struct work *work, int source, int target, size_t name, int tak
 static int enter_next(struct work *work)
 {
     struct level *level = &work->levels[work->depth - 1];
-    size_t place = level->next;
-    const char *name = level->names + place;
-    level->next += strlen(name) + 1;
+    size_t place = take_name(&level->children);
+    const char *name = level->children.bytes + place;
     char new_name[NAME_MAX + 1];
     if (new_name_of(work, name, new_name) < 0 || mkdirat(work->target, new_name, 0700) < 0) return -1;
     int taken_mode;
@@ -283,12 +264,6 @@ static int enter_next(struct work *work)
     return enter(work, source, target, place, taken_mode);
 }
 
-static int is_at(int fd, const struct level *level)
-{
-    struct stat status;
-    return fstat(fd, &status) == 0 && status.st_dev == level->device && status.st_ino == level->inode;
-}
-
 static int open_above(int fd) { return openat(fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
 
 // Leaves the copy at hand, which is complete. Only now that nothing is written into it any more can it get a mode that
@@ -296,7 +271,7 @@ static int open_above(int fd) { return openat(fd, "..", O_RDONLY | O_DIRECTORY |
 static int leave_target(struct work *work)
 {
     struct level *level = &work->levels[--work->depth];
-    free(level->names);
+    free(level->children.bytes);
     if (work->depth == 0) return 0;
     int above = open_above(work->target);
     if (above < 0) return -1;
@@ -317,10 +292,10 @@ static int return_from_top(struct work *work, int top)
     if (fd < 0) return -1;
     size_t found = 1;
     for (; found < work->depth; found++) {
-        const char *name = work->levels[found - 1].names + work->levels[found].name;
+        const char *name = work->levels[found - 1].children.bytes + work->levels[found].name;
         int next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (next < 0) break;
-        if (!is_at(next, &work->levels[found])) {
+        if (!is_at(next, &work->levels[found].place)) {
             close(next);
             break;
         }
@@ -346,7 +321,7 @@ static int leave(struct work *work, int top)
         return -1;
     }
     if (work->depth == 0) return 0;
-    if (above < 0 || !is_at(above, &work->levels[work->depth - 1])) {
+    if (above < 0 || !is_at(above, &work->levels[work->depth - 1].place)) {
         if (above >= 0) close(above);
         above = return_from_top(work, top);
         if (above < 0) return -1;
@@ -376,12 +351,12 @@ int clinux_copy_tree(
     }
     while (result == 0 && work.depth > 0) {
         const struct level *level = &work.levels[work.depth - 1];
-        result = level->next < level->length ? enter_next(&work) : leave(&work, source);
+        result = has_name(&level->children) ? enter_next(&work) : leave(&work, source);
     }
     int error = errno;
     // Of a copy that failed nobody looks at modes and times, but the source is to have its own.
     while (work.depth > 0 && leave(&work, source) == 0) continue;
-    while (work.depth > 0) free(work.levels[--work.depth].names);
+    while (work.depth > 0) free(work.levels[--work.depth].children.bytes);
     free(work.levels);
     if (work.source >= 0) close(work.source);
     if (work.target >= 0) close(work.target);

@@ -5,6 +5,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -39,4 +41,47 @@ static inline int is_directory(int parent, const struct dirent *entry)
     if (entry->d_type != DT_UNKNOWN) return entry->d_type == DT_DIR;
     struct stat status;
     return fstatat(parent, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(status.st_mode);
+}
+
+/// Which directory something is open at.
+struct place {
+    dev_t device;
+    ino_t inode;
+};
+
+static inline int is_at(int fd, const struct place *place)
+{
+    struct stat status;
+    return fstat(fd, &status) == 0 && status.st_dev == place->device && status.st_ino == place->inode;
+}
+
+/// Names, each with its zero, that are taken in the order in which they came. To be freed by `free(names.bytes)`.
+struct names {
+    char *bytes;
+    size_t length, capacity, next;
+};
+
+static inline int add_name(struct names *names, const char *name)
+{
+    size_t length = strlen(name) + 1;
+    if (names->length + length > names->capacity) {
+        size_t capacity = names->capacity * 2 + 4096;
+        char *grown = realloc(names->bytes, capacity);
+        if (grown == NULL) return -1;
+        names->bytes = grown;
+        names->capacity = capacity;
+    }
+    memcpy(names->bytes + names->length, name, length);
+    names->length += length;
+    return 0;
+}
+
+static inline int has_name(const struct names *names) { return names->next < names->length; }
+
+/// Where the next one is. There must be one.
+static inline size_t take_name(struct names *names)
+{
+    size_t place = names->next;
+    names->next += strlen(names->bytes + place) + 1;
+    return place;
 }

@@ -9,16 +9,16 @@
 #include <string.h>
 #include <unistd.h>
 
-// A directory on the way down: where it is, so that the way up can be checked, and its children still to come.
+// A directory on the way down.
 struct level {
-    dev_t device;
-    ino_t inode;
+    // So that the way up can be checked.
+    struct place place;
     // Where its name is among the names of the level above.
     size_t name;
     // The mode that it is to get back, see clinux_visit_directory.
     int mode;
-    char *names;
-    size_t length, capacity, next;
+    // Its children that are still to come.
+    struct names children;
     // Of its path; TOO_LONG if that has no room.
     size_t path_length;
 };
@@ -39,21 +39,6 @@ struct walk {
     uint64_t returns;
     char path[PATH_MAX];
 };
-
-static int add_name(struct level *level, const char *name)
-{
-    size_t length = strlen(name) + 1;
-    if (level->length + length > level->capacity) {
-        size_t capacity = level->capacity * 2 + 4096;
-        char *grown = realloc(level->names, capacity);
-        if (grown == NULL) return -1;
-        level->names = grown;
-        level->capacity = capacity;
-    }
-    memcpy(level->names + level->length, name, length);
-    level->length += length;
-    return 0;
-}
 
 // Appends a name to the path of the directory above it.
 static size_t extend_path(struct walk *walk, size_t above, const char *name)
@@ -91,7 +76,7 @@ static int visit_level(struct walk *walk)
         walk->usage->entries += 1;
         walk->usage->bytes += (uint64_t)status.st_blocks * 512;
         if (visitor != NULL) visitor->entry(visitor->context, name, &status);
-        if (S_ISDIR(status.st_mode)) result = add_name(level, name);
+        if (S_ISDIR(status.st_mode)) result = add_name(&level->children, name);
     }
     closedir(directory);
     return result;
@@ -118,22 +103,16 @@ static int enter(struct walk *walk, int fd, size_t name, int mode)
     size_t path_length = 0;
     if (walk->depth > 0) {
         const struct level *above = &walk->levels[walk->depth - 1];
-        path_length = extend_path(walk, above->path_length, above->names + name);
+        path_length = extend_path(walk, above->path_length, above->children.bytes + name);
     }
     walk->levels[walk->depth++] = (struct level){
-        .device = status.st_dev, .inode = status.st_ino, .name = name, .mode = mode, .path_length = path_length};
+        .place = {status.st_dev, status.st_ino}, .name = name, .mode = mode, .path_length = path_length};
     if (walk->current >= 0) close(walk->current);
     walk->current = fd;
     return visit_level(walk);
 }
 
-static int is_at(int fd, const struct level *level)
-{
-    struct stat status;
-    return fstat(fd, &status) == 0 && status.st_dev == level->device && status.st_ino == level->inode;
-}
-
-static void drop_level(struct walk *walk) { free(walk->levels[--walk->depth].names); }
+static void drop_level(struct walk *walk) { free(walk->levels[--walk->depth].children.bytes); }
 
 // Finds the way from the top again, as far as it is still there, when somebody has moved a directory on it. What is
 // above that one now isn't ours to count.
@@ -144,10 +123,10 @@ static int return_from_top(struct walk *walk, int top)
     if (fd < 0) return -1;
     size_t found = 1;
     for (; found < walk->depth; found++) {
-        const char *name = walk->levels[found - 1].names + walk->levels[found].name;
+        const char *name = walk->levels[found - 1].children.bytes + walk->levels[found].name;
         int next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (next < 0) break;
-        if (!is_at(next, &walk->levels[found])) {
+        if (!is_at(next, &walk->levels[found].place)) {
             close(next);
             break;
         }
@@ -167,7 +146,7 @@ static int leave(struct walk *walk, int top)
     clinux_end_visit(walk->current, walk->levels[walk->depth - 1].mode);
     drop_level(walk);
     if (walk->depth == 0) return 0;
-    if (above < 0 || !is_at(above, &walk->levels[walk->depth - 1])) {
+    if (above < 0 || !is_at(above, &walk->levels[walk->depth - 1].place)) {
         if (above >= 0) close(above);
         above = return_from_top(walk, top);
         if (above < 0) return -1;
@@ -193,13 +172,12 @@ int clinux_tree_walk(
     // Who moves directories all the time can't make the walk endless.
     while (result == 0 && walk->depth > 0 && usage->entries <= maximum_entries && walk->returns <= maximum_entries) {
         struct level *level = &walk->levels[walk->depth - 1];
-        if (level->next == level->length) {
+        if (!has_name(&level->children)) {
             result = leave(walk, top);
             continue;
         }
-        size_t name = level->next;
-        level->next += strlen(level->names + name) + 1;
-        fd = clinux_visit_directory(walk->current, level->names + name, &mode);
+        size_t name = take_name(&level->children);
+        fd = clinux_visit_directory(walk->current, level->children.bytes + name, &mode);
         if (fd >= 0) {
             result = enter(walk, fd, name, mode);
         } else if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP) {
