@@ -40,6 +40,33 @@ import Testing
     }
   }
 
+  /// Large enough to be read in two parts where the file system allows it.
+  @Test func pagesOfALargeDirectoryAreTheWholeInOrder() async throws {
+    var random = SplitMix64(seed: 11)
+    let all = (0..<9000).map { index in
+      let name = [UInt8](repeating: 0x6e, count: 190) + Array(String(random.next(), radix: 36).utf8)
+      return name + (index % 90 == 0 ? [UInt8(ascii: "/")] : [])
+    }
+    let expected = Self.sorted(all)
+    try await withDirectory(all) { _, descriptor in
+      var status = stat()
+      try #require(fstat(descriptor, &status) == 0)
+      for limit in [4000, 8999, 9000] {
+        var found: [[UInt8]] = []
+        var cursor: DirectoryListing.Cursor?
+        while true {
+          let page = try readNames(of: descriptor, after: cursor, limit: limit)
+          #expect(page.count == expected.count && page.names.count <= limit)
+          found += Self.written(page)
+          if page.isComplete { break }
+          let last: DirectoryListing.Cursor = try #require(page.names.last)
+          cursor = last
+        }
+        #expect(found == expected, "limit \(limit), a directory of \(status.st_size) bytes")
+      }
+    }
+  }
+
   @Test func pagesOfAnyLengthAreTheWholeInOrder() async throws {
     var random = SplitMix64(seed: 7)
     var names: Set<[UInt8]> = [[0x61], [0x61, 0x01], [0xff], [0xff, 0xfe], Array(".hidden".utf8)]
