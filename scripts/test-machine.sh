@@ -16,7 +16,7 @@ check "it bounds memory, processes and processors" inside sh -c '
     | grep "bounds_processes=true" | grep "bounds_processors=true"'
 
 # bash_turn COMMAND...: the text that has the CLI run a command.
-bash_turn() { printf '[[tool Bash %s]]' "$(jq -nc --arg command "$*" '{$command}')"; }
+bash_turn() { printf '[[tool Bash %s]]' "$(jq -nc --arg command "$*" '{$command, timeout: 600000}')"; }
 # group_of SESSION: its directory.
 group_of() { inside sh -c 'printf %s "$0"/key-*/"$1"' "$group" "$1"; }
 # has_in GROUP FILE PATTERN
