@@ -137,6 +137,7 @@ actor Connection: Reactor.Handler {
 
   // MARK: Requests in
 
+  /// Reads what has come. What came with a report is worked on when all connections that are ready have been read.
   private func receive(isReport: Bool = false) {
     let buffer = environment.receiveBuffer
     guard let start = buffer.baseAddress else { return }

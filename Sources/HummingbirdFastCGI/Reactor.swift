@@ -189,8 +189,8 @@ final class Reactor: SerialExecutor, @unchecked Sendable {
 
   /// Runs `action` on the reactor's thread when all descriptors that are ready now have been read.
   ///
-  /// To be called by handlers that are told so. With each read the kernel tells the peer that it may write, which wakes
-  /// a web server up for nothing; if all is read at once, it is woken up once.
+  /// With each read the kernel tells the peer that it may write, which wakes a web server up for nothing; if all is read
+  /// at once, it is woken up once.
   func afterReading(_ action: @escaping () -> Void) {
     checkIsolated()
     actionsAfterReading.append(action)
