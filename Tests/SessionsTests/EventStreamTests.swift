@@ -202,6 +202,51 @@ import Testing
     #expect(!fixture.hub.wantsPreviews(of: fixture.session))
   }
 
+  @Test func previewsThatComeFastAreHandedOnTogetherAndInOrder() async throws {
+    var configuration = EventHubConfiguration()
+    configuration.previewInterval = .seconds(3600)
+    let fixture = try await Fixture(hub: EventHub(configuration: configuration))
+    var stream = fixture.stream()
+    defer { stream.close() }
+    try await fixture.append()
+    _ = try await stream.next()
+    func publish(_ numbers: Range<Int>) {
+      for number in numbers {
+        fixture.hub.publish(
+          EventPreview(type: "event_delta", turnID: nil, payload: "{\"number\":\(number)}"), of: fixture.session)
+      }
+    }
+    func previews(_ frames: [EventFrame]?) -> [String] {
+      (frames ?? []).filter { $0.kind == .preview }.compactMap {
+        String(buffer: $0.json).firstMatch(of: /"number":(\d+)/).map { String($0.1) }
+      }
+    }
+    publish(0..<1)
+    #expect(previews(try await stream.next()) == ["0"])
+    publish(1..<11)
+    try await fixture.append()
+    let frames = try await stream.next()
+    #expect(previews(frames) == (1..<11).map(String.init))
+    #expect(frames?.last?.kind == .event(sequence: 2))
+    // So many don't wait for their time.
+    publish(0..<64)
+    #expect(previews(try await stream.next()) == (0..<64).map(String.init))
+  }
+
+  @Test func previewsThatComeFastAreNotKeptForLong() async throws {
+    let fixture = try await Fixture()
+    var stream = fixture.stream()
+    defer { stream.close() }
+    try await fixture.append()
+    _ = try await stream.next()
+    for _ in 0..<10 {
+      fixture.hub.publish(EventPreview(type: "event_delta", turnID: nil, payload: "{}"), of: fixture.session)
+    }
+    var count = 0
+    while count < 10 { count += try #require(try await stream.next()).count }
+    #expect(count == 10)
+  }
+
   @Test func aReaderThatIsTooSlowIsDisconnectedAndMissesNothing() async throws {
     var bounds = EventHubConfiguration()
     bounds.maximumBufferedEvents = 10

@@ -15,6 +15,10 @@ public struct EventHubConfiguration: Sendable {
   /// Bytes that wait for a slow reader; with more its stream ends. A single event may be larger. Default 1 MiB.
   public var maximumBufferedBytes = 1 << 20
 
+  /// The shortest time between two deliveries of previews of one session. Those that come faster are handed on
+  /// together, since a delivery of many costs each reader, and nginx, as much as one of a single one. Default 5 ms.
+  public var previewInterval = Duration.milliseconds(5)
+
   /// How often a stream at rest shows that it is alive. Default 15 s.
   public var heartbeatInterval: Duration = .seconds(15)
 
@@ -30,6 +34,7 @@ public final class EventHub: Sendable {
   private struct Channel {
     var readers: [UInt64: EventReader] = [:]
     var previewReaders = 0
+    let previews = PreviewBatch()
   }
 
   private struct State {
@@ -63,11 +68,13 @@ public final class EventHub: Sendable {
 
   /// Tells of events of one session that are in its log now, in their order.
   public func publish(_ events: [Event]) {
-    guard let session = events.first?.sessionID else { return }
-    let readers = state.withLock { state in state.channels[session].map { Array($0.readers.values) } ?? [] }
-    if readers.isEmpty { return }
+    guard let session = events.first?.sessionID, let (readers, previews) = audience(of: session) else { return }
     let frames = LazyFrames(events)
-    for reader in readers { reader.offer(frames) }
+    previews.withLock { previews in
+      // What was shown before comes before.
+      previews.deliver(to: readers)
+      for reader in readers { reader.offer(frames) }
+    }
   }
 
   /// Whether anybody wants the previews of a session, so that they are worth making.
@@ -76,12 +83,34 @@ public final class EventHub: Sendable {
   }
 
   public func publish(_ preview: EventPreview, of session: UUID) {
-    let readers = state.withLock { state in
-      state.channels[session].map { $0.readers.values.filter(\.wantsPreviews) } ?? []
-    }
-    if readers.isEmpty { return }
+    guard let (readers, previews) = audience(of: session), readers.contains(where: \.wantsPreviews) else { return }
     let frame = EventFrame(preview, session: session)
-    for reader in readers { reader.offer(preview: frame) }
+    let wait: Duration? = previews.withLock { previews in
+      previews.add(frame)
+      if previews.isScheduled, !previews.isFull { return nil }
+      let elapsed = previews.delivered.map { ContinuousClock.now - $0 } ?? configuration.previewInterval
+      guard elapsed < configuration.previewInterval, !previews.isFull else {
+        previews.deliver(to: readers)
+        return nil
+      }
+      previews.isScheduled = true
+      return configuration.previewInterval - elapsed
+    }
+    guard let wait else { return }
+    Task { [weak self] in
+      do { try await Task.sleep(for: wait) } catch { return }
+      let readers = self?.audience(of: session)?.readers ?? []
+      previews.withLock { previews in
+        previews.isScheduled = false
+        previews.deliver(to: readers)
+      }
+    }
+  }
+
+  private func audience(of session: UUID) -> (readers: [EventReader], previews: PreviewBatch)? {
+    state.withLock { state in
+      state.channels[session].map { (Array($0.readers.values), $0.previews) }
+    }
   }
 
   /// Ends the streams of a session that has been deleted, with a last frame that says so.
@@ -165,6 +194,36 @@ public final class EventHub: Sendable {
   }
 }
 
+/// Previews of one session that wait to be handed on together. Whoever tells its readers of anything holds the lock, so
+/// that all comes in order.
+private final class PreviewBatch: Sendable {
+  struct State {
+    private(set) var delivered: ContinuousClock.Instant?
+    var isScheduled = false
+    private var frames: [EventFrame] = []
+    private var bytes = 0
+
+    var isFull: Bool { frames.count >= 64 || bytes >= 64 << 10 }
+
+    mutating func add(_ frame: EventFrame) {
+      frames.append(frame)
+      bytes += frame.serverSentEvent.readableBytes
+    }
+
+    mutating func deliver(to readers: [EventReader]) {
+      if frames.isEmpty { return }
+      for reader in readers where reader.wantsPreviews { reader.offer(previews: frames) }
+      frames = []
+      bytes = 0
+      delivered = .now
+    }
+  }
+
+  private let state = Mutex(State())
+
+  func withLock<T>(_ body: (inout State) -> T) -> T { state.withLock { body(&$0) } }
+}
+
 /// Events whose frames are made when the first reader wants them.
 final class LazyFrames: Sendable {
   let events: [Event]
@@ -237,13 +296,15 @@ final class EventReader: Sendable {
     waiter?.resume()
   }
 
-  func offer(preview frame: EventFrame) {
+  func offer(previews: [EventFrame]) {
     let waiter: CheckedContinuation<Void, Never>? = state.withLock { state in
-      // Previews are worth nothing to who is late, and must not be the cause of an overrun.
-      guard state.isLive, state.end == nil, state.frames.count < maximumEvents / 2, state.bytes < maximumBytes / 2
-      else { return nil }
-      add(frame, &state)
-      return state.takeWaiter()
+      guard state.isLive, state.end == nil else { return nil }
+      for frame in previews {
+        // They are worth nothing to who is late, and must not be the cause of an overrun.
+        guard state.frames.count < maximumEvents / 2, state.bytes < maximumBytes / 2 else { break }
+        add(frame, &state)
+      }
+      return state.frames.isEmpty ? nil : state.takeWaiter()
     }
     waiter?.resume()
   }
