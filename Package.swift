@@ -93,7 +93,9 @@ let package = Package(
     .target(name: "Sandbox", dependencies: ["CLinux", "ClaudeRunner"], swiftSettings: swiftSettings),
     .target(
       name: "SQLiteStore",
-      dependencies: ["Sessions", .product(name: "GRDB", package: "GRDB.swift")],
+      dependencies: [
+        "Sessions", .product(name: "GRDB", package: "GRDB.swift"), .product(name: "GRDBSQLite", package: "GRDB.swift"),
+      ],
       swiftSettings: swiftSettings),
     .target(
       name: "Sessions", dependencies: ["JSONSupport", "Workspaces", logging, nioCore], swiftSettings: swiftSettings),

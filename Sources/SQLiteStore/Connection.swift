@@ -50,6 +50,8 @@ final class Connection: Sendable {
   private let onCall: (@Sendable (SQLiteStoreConfiguration.Call, Duration) -> Void)?
   /// What a call on a reader is.
   private let reading: SQLiteStoreConfiguration.Call
+  /// Works for a writer.
+  private let checkpointer: Checkpointer?
   private let state = Mutex(State())
 
   /// - Parameters:
@@ -57,11 +59,13 @@ final class Connection: Sendable {
   ///   - reading: what a call on a reader is, for who is told how long it took.
   init(
     role: Role, queue: DatabaseQueue, configuration: SQLiteStoreConfiguration,
-    reading: SQLiteStoreConfiguration.Call = .read
+    reading: SQLiteStoreConfiguration.Call = .read, checkpointer: Checkpointer? = nil
   ) {
     self.role = role
     self.queue = queue
     self.reading = reading
+    self.checkpointer = checkpointer
+    if let checkpointer { queue.inDatabase { checkpointer.relieve($0) } }
     path = configuration.path
     mayBlock = configuration.mayBlock
     onCall = configuration.onCall
@@ -97,7 +101,8 @@ final class Connection: Sendable {
     }
     guard isFirst else { return }
     await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
-      DispatchQueue.global().async { [queue] in
+      DispatchQueue.global().async { [queue, checkpointer] in
+        checkpointer?.close()
         // Waits for the batch that is running. It fails only when a statement is still in use, and none leaves a
         // job; the file is then closed with the last reference to the queue.
         try? queue.close()

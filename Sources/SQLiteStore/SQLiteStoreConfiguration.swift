@@ -5,7 +5,7 @@ public struct SQLiteStoreConfiguration: Sendable {
   public var path: String
   /// How long to wait for another process that writes to the database before an operation fails with `busy`.
   public var busyTimeout: Duration
-  /// How much memory each of the three connections may use for pages of the database, in KiB.
+  /// How much memory each of the connections may use for pages of the database, in KiB.
   public var cacheKibibytes: Int
   /// The size in bytes over which the database file doesn't grow; operations fail with `diskFull` there. Nil for
   /// no limit but the disk's.

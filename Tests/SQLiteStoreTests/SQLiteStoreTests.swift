@@ -262,6 +262,50 @@ import Testing
     }
   }
 
+  // MARK: The log
+
+  /// Without one who closes the store, and although no commit does it.
+  @Test(.timeLimit(.minutes(1))) func theLogIsWrittenBackBeside() async throws {
+    try await withStore { store, path in
+      let session = makeSession()
+      _ = try await store.createSession(session)
+      let event = NewEvent(type: "t", processedAt: .now(), payload: "\"\(String(repeating: "x", count: 1_000_000))\"")
+      // With the fifth at the latest the log has what it may grow by.
+      for _ in 0..<5 { _ = try await store.appendEvents([event], to: session.id) }
+      while try size(of: path) < 4_000_000 { await Task.yield() }
+    }
+  }
+
+  /// However quickly they come, and whoever they come from.
+  @Test(arguments: [false, true]) func commitsThatComeQuicklyDoNotHaveTheLogGrow(mayBlock: Bool) async throws {
+    try await withTemporaryDirectory { directory in
+      var configuration = SQLiteStoreConfiguration(path: directory + "/store.sqlite")
+      configuration.mayBlock = { mayBlock }
+      let store = try await SQLiteSessionStore.open(configuration)
+      let event = NewEvent(type: "t", processedAt: .now(), payload: "\"\(String(repeating: "x", count: 20_000))\"")
+      try await withThrowingTaskGroup { group in
+        for _ in 0..<4 {
+          group.addTask {
+            let session = makeSession()
+            _ = try await store.createSession(session)
+            for _ in 0..<1000 { _ = try await store.appendEvents([event], to: session.id) }
+          }
+        }
+        try await group.waitForAll()
+      }
+      // 80 MB were written. 16 MiB are the bound from which on commits write the log back.
+      #expect(try size(of: configuration.path + "-wal") < 32 << 20)
+      await store.close()
+      let reopened = try await reopen(configuration.path)
+      #expect(try await reopened.statistics().events == 4000)
+      await reopened.close()
+    }
+  }
+
+  private func size(of path: String) throws -> Int {
+    try #require(try FileManager.default.attributesOfItem(atPath: path)[.size] as? Int)
+  }
+
   // MARK: Backup
 
   @Test func aBackupHoldsWhatWasThere() async throws {
