@@ -5,15 +5,15 @@
 
 say "Control groups of version 2 ..."
 # Less than what the machine has.
-settings '{"sandbox": {"max-processes": 200, "max-memory": 1000000000, "max-processors": 1, "max-processors-of-key": 1}}'
+settings '{"sandbox": {"max-processes": 200, "max-memory": 1000000000, "max-processors": 1, "max-processors-of-key": 1, "max-disk-rate-of-key": 5000000}}'
 check "it restarts with other limits" inside systemctl restart claude-api.service
 group=/sys/fs/cgroup$(inside systemctl show -P ControlGroup claude-api.service)
 check "the responder is in a group below that of its unit" inside sh -c '
   grep -qx "$(systemctl show -P MainPID claude-api)" "$0/server/cgroup.procs"' "$group"
 check "with a larger share of the processors" inside grep -qx 1000 "$group/server/cpu.weight"
-check "it bounds memory, processes and processors" inside sh -c '
+check "it bounds memory, processes, processors and the disk" inside sh -c '
   journalctl -u claude-api --no-pager | grep "The sandbox works" | tail -n 1 | grep "bounds_memory=true" \
-    | grep "bounds_processes=true" | grep "bounds_processors=true"'
+    | grep "bounds_processes=true" | grep "bounds_processors=true" | grep "bounds_disk=true"'
 
 # bash_turn COMMAND...: the text that has the CLI run a command.
 bash_turn() { printf '[[tool Bash %s]]' "$(jq -nc --arg command "$*" '{$command, timeout: 600000}')"; }
@@ -29,6 +29,7 @@ for pair in memory.max:999997440 memory.swap.max:0 memory.oom.group:1 pids.max:2
   check "with ${pair%%:*} = ${pair#*:}" has_in "$own" "${pair%%:*}" "${pair#*:}"
 done
 check "in one of its key" has_in "${own%/*}" cpu.max '10000 10000'
+check "which bounds what they write" has_in "${own%/*}" io.max '[0-9]+:[0-9]+ rbps=20000000 wbps=5000000 .*'
 check "no process is beside the groups" inside sh -c '! grep . "$0/cgroup.procs" && ! grep . "$1/cgroup.procs"' "$group" "${own%/*}"
 # Of its own groups an agent sees nothing that it could write.
 check "an agent changes no group" refuses inside sh -c '
@@ -69,6 +70,21 @@ check "and have no more than that" inside sh -c '
   [ "$share" -gt 50 ] && [ "$share" -le 110 ]' "${own%/*}"
 check "requests are answered meanwhile" answers GET "/sessions/$other" 200
 for session in "$bomb" "$hog"; do check "it is ended" ask POST "/sessions/$session/interrupt" -f; done
+
+tell "$hog" "$(bash_turn 'while :; do dd if=/dev/zero of=full bs=1M count=100; done')" -H 'Prefer: respond-async' >/dev/null
+written() { inside sed -nE 's/.* wbytes=([0-9]+) .*/\1/p' "${own%/*}/io.stat"; }
+before=$(written)
+has_written() { local now; now=$(written) && ((now > ${before:-0} + 20000000)); }
+check "what an agent writes without pause comes to the disk" eventually has_written
+check "not faster than it may" inside sh -c '
+  usage() { sed -nE "s/.* wbytes=([0-9]+) .*/\1/p" "$0/io.stat"; }
+  set -- "$(usage)" "$(date +%s%6N)"
+  sleep 20
+  rate=$((($(usage) - $1) * 1000000 / ($(date +%s%6N) - $2)))
+  echo "$rate bytes/s"
+  [ "$rate" -gt 1000000 ] && [ "$rate" -le 6000000 ]' "${own%/*}"
+check "a turn of another session completes meanwhile" say_to "$other" "Which number?"
+check "it is ended" ask POST "/sessions/$hog/interrupt" -f
 
 # As many as there is time for.
 count=$((patience == 1 ? 50 : 5))

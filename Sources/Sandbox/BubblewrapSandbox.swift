@@ -28,6 +28,8 @@ public struct BubblewrapSandbox: ClaudeSandbox {
   public var boundsMemory: Bool { groups?.bounds(.memory) ?? false }
   public var boundsProcesses: Bool { groups?.bounds(.processes) ?? false }
   public var boundsProcessors: Bool { groups?.bounds(.processors) ?? false }
+  /// Whether there are some that bound what all sessions of a key read from and write to the disks of their files.
+  public var boundsDisk: Bool { groups?.bounds(.disk) ?? false }
 
   let configuration: SandboxConfiguration
   let bubblewrap: String

@@ -17,6 +17,7 @@ struct ControlGroupDiscovery {
   let name: String
 
   static let controllers = ["memory", "pids", "cpu"]
+  private static let controllersOfVersion2 = controllers + ["io"]
   /// The group of version 2 in which the server itself is.
   static let serverGroup = "server"
   /// Its share of busy processors, beside 100 of each key's sessions: it takes little, and everybody waits for it.
@@ -53,7 +54,7 @@ struct ControlGroupDiscovery {
     if path.hasSuffix("/" + Self.serverGroup) { path.removeLast(Self.serverGroup.count + 1) }
     let group = mountPoint + path
     let available = words(of: group + "/cgroup.controllers")
-    let wanted = Self.controllers.filter(available.contains)
+    let wanted = Self.controllersOfVersion2.filter(available.contains)
     guard !path.isEmpty, wanted.contains("memory") || wanted.contains("pids"), isGiven(group) else { return nil }
     let server = "\(group)/\(Self.serverGroup)"
     guard mkdir(server, 0o755) == 0 || errno == EEXIST,

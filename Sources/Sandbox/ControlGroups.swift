@@ -17,6 +17,13 @@ final class ControlGroups: Sendable {
   /// How long after a group was made nothing may be in it yet.
   private static let settling = Duration.seconds(60)
 
+  /// Of version 2. What a session writes counts for its key where it isn't handed down further.
+  private static let controllersOfSessions = ["pids", "memory", "cpu"]
+  private static let controllersOfKeys = controllersOfSessions + ["io"]
+
+  /// Disks read faster than they write, and reading holds up others less.
+  private static let readsPerWrite = 4
+
   private let parents: [String]
   /// What to write into those of these files that a new group has; version 1 and 2 have different names.
   private let values: [(file: String, value: String)]
@@ -26,7 +33,7 @@ final class ControlGroups: Sendable {
 
   /// What groups can bound.
   enum Resource: CaseIterable {
-    case memory, processes, processors
+    case memory, processes, processors, disk
 
     /// The files of a group, in version 2 and 1, that tell that it can.
     var files: [String] {
@@ -34,6 +41,8 @@ final class ControlGroups: Sendable {
       case .memory: ["memory.max", "memory.limit_in_bytes"]
       case .processes: ["pids.max"]
       case .processors: ["cpu.max", "cpu.cfs_quota_us"]
+      // Version 1 would bound only what doesn't go through the page cache.
+      case .disk: ["io.max"]
       }
     }
   }
@@ -54,25 +63,36 @@ final class ControlGroups: Sendable {
     let ofKey = configuration.maximumProcessorsOfKey
     let processors = [configuration.maximumProcessors, ofKey].compactMap { $0 }.min()
     self.values = values + Self.quota(processors)
-    valuesOfKeys = Self.quota(ofKey)
+    var valuesOfKeys = Self.quota(ofKey)
     var bounded: Set<Resource> = []
+    let disks =
+      configuration.maximumDiskRateOfKey.map { rate in
+        Disk.all(below: configuration.agentDirectories).map { "\($0) rbps=\(Self.readsPerWrite * rate) wbps=\(rate)" }
+      } ?? []
     for parent in parents {
       guard access(parent + "/cgroup.procs", W_OK) == 0, access(parent, W_OK) == 0 else {
         throw SandboxError("\(parent) is no control group that this user may divide.")
       }
       // Version 2 hands a controller down only if it is told to.
       let control = parent + "/cgroup.subtree_control"
-      if access(control, F_OK) == 0 { try Self.handDown(in: parent, control) }
+      if access(control, F_OK) == 0 { try Self.handDown(Self.controllersOfKeys, in: parent, control) }
       let trial = parent + "/trial"
       guard mkdir(trial, 0o755) == 0 || errno == EEXIST else {
         throw SandboxError("No group can be made in \(parent): \(String(cString: strerror(errno)))")
       }
-      let found = Resource.allCases.filter { $0.files.contains { access("\(trial)/\($0)", F_OK) == 0 } }
+      var found = Resource.allCases.filter { $0.files.contains { access("\(trial)/\($0)", F_OK) == 0 } }
+      if found.contains(.disk) {
+        // Not every device takes it, for which no session should fail.
+        let possible = disks.filter { line in (try? Self.write(line, to: trial + "/io.max")) != nil }
+        valuesOfKeys += possible.map { ("io.max", $0) }
+        if possible.isEmpty || possible != disks { found.removeAll { $0 == .disk } }
+      }
       rmdir(trial)
       guard !found.isEmpty else { throw SandboxError("\(parent) has no controller for processes, memory or CPU.") }
       bounded.formUnion(found)
     }
     self.bounded = bounded
+    self.valuesOfKeys = valuesOfKeys
     removeEmpty()
   }
 
@@ -102,10 +122,12 @@ final class ControlGroups: Sendable {
     for parent in parents where access(parent + "/cgroup.subtree_control", F_OK) != 0 { rmdir(parent) }
   }
 
-  private static func handDown(in parent: String, _ control: String) throws(SandboxError) {
+  private static func handDown(
+    _ controllers: [String], in parent: String, _ control: String
+  ) throws(SandboxError) {
     let text = FileManager.default.contents(atPath: parent + "/cgroup.controllers") ?? Data()
     let available = String(decoding: text, as: UTF8.self).split(whereSeparator: \.isWhitespace)
-    let wanted = ["pids", "memory", "cpu"].filter { available.contains($0[...]) }
+    let wanted = controllers.filter { available.contains($0[...]) }
     if !wanted.isEmpty { try write(wanted.map { "+" + $0 }.joined(separator: " "), to: control) }
   }
 
@@ -123,7 +145,7 @@ final class ControlGroups: Sendable {
       // Without keys there is nobody to leave anything to.
       if account != nil { try Self.write(valuesOfKeys, to: keyGroup) }
       let control = keyGroup + "/cgroup.subtree_control"
-      if access(control, F_OK) == 0 { try Self.handDown(in: keyGroup, control) }
+      if access(control, F_OK) == 0 { try Self.handDown(Self.controllersOfSessions, in: keyGroup, control) }
       let group = "\(keyGroup)/\(session)"
       try Self.make(group)
       try Self.write(values, to: group)

@@ -18,6 +18,11 @@ public struct SandboxConfiguration: Sendable {
   public var maximumProcessors: Int?
   /// Processors that the sessions of one key may keep busy together; it needs a control group. Default: all.
   public var maximumProcessorsOfKey: Int?
+  /// Bytes a second that the sessions of one key may write to a disk together, and a quarter of those that they may read
+  /// from it; it needs a control group of version 2. What the page cache spares the disk isn't counted. Default: no bound.
+  public var maximumDiskRateOfKey: Int?
+  /// Absolute paths below which agents write: on the disks that have them the rate holds.
+  public var agentDirectories: [String] = []
   /// Bytes of the private /tmp, and once more of /dev/shm. They live in memory. Default 256 MiB.
   public var temporaryBytes = 256 << 20
 

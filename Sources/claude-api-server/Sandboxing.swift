@@ -7,11 +7,13 @@ import Sandbox
 struct Sandboxing {
   private let settings: ServerConfiguration.Sandbox
   private let stateDirectory: String
+  private let workspaceRoot: String
   private let logger: Logger
 
   init(_ configuration: ServerConfiguration, _ logger: Logger) {
     settings = configuration.sandbox
     stateDirectory = configuration.stateDirectory
+    workspaceRoot = configuration.workspaceRoot
     self.logger = logger
   }
 
@@ -32,6 +34,8 @@ struct Sandboxing {
       settings.maximumProcessors ?? ClaudeRunnerConfiguration.halfOfTheProcessors()
     configuration.maximumProcessorsOfKey =
       settings.maximumProcessorsOfKey ?? ClaudeRunnerConfiguration.threeQuartersOfTheProcessors()
+    configuration.maximumDiskRateOfKey = settings.maximumDiskRateOfKey ?? 100_000_000
+    configuration.agentDirectories = [workspaceRoot, stateDirectory + "/claude-config"]
     configuration.temporaryBytes = settings.temporaryBytes
     configuration.readOnlyPaths = settings.readOnlyPaths
     configuration.controlGroups = settings.controlGroups
@@ -61,7 +65,7 @@ struct Sandboxing {
       metadata: [
         "network": "\(network.rawValue)", "bounds_memory": "\(sandbox.boundsMemory)",
         "bounds_processes": "\(sandbox.boundsProcesses || geteuid() != 0)",
-        "bounds_processors": "\(sandbox.boundsProcessors)",
+        "bounds_processors": "\(sandbox.boundsProcessors)", "bounds_disk": "\(sandbox.boundsDisk)",
       ])
     if geteuid() == 0 && !sandbox.boundsProcesses {
       logger.warning("Root's processes are not counted: sandbox.max-processes has no effect without control groups")
@@ -69,6 +73,10 @@ struct Sandboxing {
     if settings.maximumProcessors != nil || settings.maximumProcessorsOfKey != nil, !sandbox.boundsProcessors {
       logger.warning(
         "sandbox.max-processors and sandbox.max-processors-of-key have no effect without control groups")
+    }
+    if settings.maximumDiskRateOfKey != nil, !sandbox.boundsDisk {
+      logger.warning(
+        "sandbox.max-disk-rate-of-key has no effect without control groups of version 2 that bound these disks")
     }
   }
 }

@@ -90,6 +90,7 @@ struct ServerConfiguration: Sendable {
     var maximumMemory: Int
     var maximumProcessors: Int?
     var maximumProcessorsOfKey: Int?
+    var maximumDiskRateOfKey: Int?
     var temporaryBytes: Int
     var readOnlyPaths: [String]
     var controlGroups: ControlGroupSource
@@ -243,6 +244,11 @@ struct ServerConfiguration: Sendable {
     static let sandboxProcessorsOfKey = Setting(
       key: "sandbox.max-processors-of-key", kind: .integer(1...1024), defaultText: "3/4 of them",
       summary: "processors that the sessions of a key may keep busy together; needs control groups")
+    static let sandboxDiskRateOfKey = Setting(
+      key: "sandbox.max-disk-rate-of-key", kind: .integer(1_000_000...1_000_000_000_000), defaultText: "100000000",
+      summary:
+        "bytes a second that the sessions of a key may write to a disk together, and a quarter of what they may read; "
+        + "needs control groups of version 2")
     static let sandboxTemporary = Setting(
       key: "sandbox.tmp-size", kind: .integer(1_048_576...1_099_511_627_776), defaultText: "268435456",
       summary: "bytes of a session's private /tmp, which is memory")
@@ -307,7 +313,8 @@ struct ServerConfiguration: Sendable {
       turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries, lineLimit, queueLength, maximumBody,
       maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, quotaTurnLog, uploadSize, shareMode,
       shareLifetime, gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors,
-      sandboxProcessorsOfKey, sandboxTemporary, sandboxReadOnly, sandboxGroups, sandboxNetwork, maximumStreams,
+      sandboxProcessorsOfKey, sandboxDiskRateOfKey, sandboxTemporary, sandboxReadOnly, sandboxGroups, sandboxNetwork,
+      maximumStreams,
       memoryReserve, minimumFreeDisk, logLevel,
       logFormat,
     ]
@@ -386,6 +393,7 @@ struct ServerConfiguration: Sendable {
       maximumMemory: try settings.integer(Row.sandboxMemory) ?? 4 << 30,
       maximumProcessors: try settings.integer(Row.sandboxProcessors),
       maximumProcessorsOfKey: try settings.integer(Row.sandboxProcessorsOfKey),
+      maximumDiskRateOfKey: try settings.integer(Row.sandboxDiskRateOfKey),
       temporaryBytes: try settings.integer(Row.sandboxTemporary) ?? 256 << 20,
       readOnlyPaths: try Self.paths(Row.sandboxReadOnly, settings),
       controlGroups: try Self.controlGroups(settings),

@@ -23,7 +23,7 @@ import Testing
       try make(group + "/server", ["cgroup.procs": "", "cpu.weight": "100\n"])
       try make(
         group + "/key-somebody",
-        ["cgroup.controllers": controllers, "cgroup.subtree_control": "", "cpu.max": "max 100000\n"])
+        ["cgroup.controllers": controllers, "cgroup.subtree_control": "", "cpu.max": "max 100000\n", "io.max": ""])
       for name in ["trial", "key-somebody/" + Self.session] {
         try make(
           "\(group)/\(name)",
@@ -33,6 +33,7 @@ import Testing
             "cpu.max": "max 10000\n",
           ])
       }
+      try make(group + "/trial", ["io.max": ""])
       try body(mount, group)
     }
   }
@@ -51,15 +52,20 @@ import Testing
       let found = discovery(mount, "0::/system.slice/claude-api.service\(below)\n").find()
       #expect(found == [group])
       #expect(text(of: group + "/server/cgroup.procs") == String(getpid()))
-      #expect(text(of: group + "/cgroup.subtree_control") == "+memory +pids +cpu")
+      #expect(text(of: group + "/cgroup.subtree_control") == "+memory +pids +cpu +io")
       #expect(text(of: group + "/server/cpu.weight") == "1000")
       var configuration = SandboxConfiguration(supportDirectory: "/nonexistent")
       configuration.maximumProcesses = 99
       configuration.maximumMemory = 1 << 30
       configuration.maximumProcessors = 4
       configuration.maximumProcessorsOfKey = 2
+      configuration.maximumDiskRateOfKey = 5_000_000
+      configuration.agentDirectories = [mount, group]
       let groups = try ControlGroups(found, configuration)
-      #expect(ControlGroups.Resource.allCases.allSatisfy(groups.bounds))
+      let disks = Disk.all(below: [mount])
+      #expect(disks.count <= 1)
+      // Where this runs in a file system without a disk, there is none to be bounded.
+      #expect(ControlGroups.Resource.allCases.allSatisfy { groups.bounds($0) || ($0 == .disk && disks.isEmpty) })
       let command = try groups.enter(Self.session, of: "somebody")
       #expect(text(of: group + "/key-somebody/cgroup.subtree_control") == "+pids +memory +cpu")
       let own = "\(group)/key-somebody/\(Self.session)"
@@ -72,6 +78,13 @@ import Testing
       // No more than the key's.
       #expect(text(of: own + "/cpu.max") == "20000 10000")
       #expect(text(of: group + "/key-somebody/cpu.max") == "20000 10000")
+      #expect(text(of: group + "/key-somebody/io.max") == disks.map { "\($0) rbps=20000000 wbps=5000000" }.joined())
+      // Who has no key leaves nothing to others.
+      try make(
+        group + "/key-", ["cgroup.controllers": "", "cgroup.subtree_control": "", "cpu.max": "", "io.max": ""])
+      try make("\(group)/key-/\(Self.session)", ["cgroup.procs": ""])
+      _ = try groups.enter(Self.session, of: nil)
+      #expect(text(of: group + "/key-/io.max").isEmpty)
       #expect(groups.outOfMemoryKills(Self.session) == 2)
       #expect(groups.outOfMemoryKills(UUID().uuidString) == nil)
     }
@@ -97,6 +110,24 @@ import Testing
     try await withDelegated(controllers: "io\n") { mount, _ in
       #expect(discovery(mount, "0::/system.slice/claude-api.service\n").find().isEmpty)
     }
+  }
+
+  @Test func boundsTheDiskOfAPartition() async throws {
+    try await withTemporaryDirectory { devices in
+      let disk = devices + "/devices/vda"
+      try make(disk, ["dev": "254:0\n"])
+      try make(disk + "/vda1", ["dev": "254:1\n", "partition": "1\n"])
+      for (number, target) in [("254:0", disk), ("254:1", disk + "/vda1")] {
+        try FileManager.default.createSymbolicLink(atPath: "\(devices)/\(number)", withDestinationPath: target)
+      }
+      #expect(Disk.whole("254:1", devices) == "254:0")
+      #expect(Disk.whole("254:0", devices) == "254:0")
+      #expect(Disk.whole("0:25", devices) == nil)
+    }
+  }
+
+  @Test func boundsNoDiskOfAFileSystemInMemory() {
+    #expect(Disk.all(below: ["/proc", "/nonexistent"]).isEmpty)
   }
 
   @Test func makesGroupsOfVersion1BelowTheServersOwn() async throws {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "copy_tree.h"
+#include "device_numbers.h"
 #include "directory_page.h"
 #include "extended_attribute.h"
 #include "file_tree.h"
