@@ -4,7 +4,8 @@ public import Sessions
 
 extension SQLiteSessionStore {
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount],
+    starting: [NewEvent]?
   ) async throws(SessionStoreError) -> TurnAdmission {
     try await writer.perform(.power) { database in
       let (session, owner) = try database.sessionPositionAndOwner(turn.sessionID)
@@ -16,19 +17,22 @@ extension SQLiteSessionStore {
         else { return .mismatch }
         return .replayed(earlier.turn)
       }
-      if let queueLimit {
-        let unfinished = try database.first(
+      let unfinished =
+        try database.first(
           "SELECT count(*) FROM turns WHERE session = ? AND state IN ('queued', 'running')", [session]
-        ) { Int(try $0.integer(0)) }
-        if let unfinished, unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
-      }
+        ) { Int(try $0.integer(0)) } ?? 0
+      if let queueLimit, unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
       try database.checkIsNew(turn)
       try Admission.checkNewTurn(accounts, at: turn.createdAt) { try database.usage(of: $0, at: turn.createdAt) }
       let added = try database.insert(turn, session: session, sessionID: turn.sessionID, owner: owner)
       try database.touch(session: session, at: turn.createdAt)
       try database.remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
-      return .created(
-        added, events: try database.append(events, session: session, sessionID: turn.sessionID))
+      let accepted = try database.append(events, session: session, sessionID: turn.sessionID)
+      guard let starting, unfinished == 0 else { return .created(added, events: accepted) }
+      var change = try database.start(
+        try database.turnRow(turn.id), at: turn.createdAt, events: starting, accounts: accounts)
+      change.events = accepted + change.events
+      return .started(change)
     }
   }
 
@@ -37,22 +41,7 @@ extension SQLiteSessionStore {
   ) async throws(SessionStoreError) -> TurnChange {
     // Were the start lost with the power, the turn would be found queued, and its prompt would run twice.
     try await writer.perform(.power) { database in
-      var row = try database.turnRow(id)
-      guard row.turn.state == .queued else { throw SessionStoreError.conflict(.turnState(row.turn.state)) }
-      let running = try database.first(
-        "SELECT id FROM turns WHERE session = ? AND state = 'running'", [row.sessionPosition]
-      ) { try $0.uuid(0) }
-      if let running { throw SessionStoreError.conflict(.sessionBusy(runningTurn: running)) }
-      let allowance = try Admission.checkStart(accounts, at: now) { try database.usage(of: $0, at: now) }
-      row.turn.state = .running
-      row.turn.startedAt = now
-      try database.run(
-        "UPDATE turns SET state = 'running', started_at = ?, reserved = ? WHERE position = ?",
-        [now.microseconds, allowance, row.position])
-      return TurnChange(
-        turn: row.turn,
-        events: try database.append(events, session: row.sessionPosition, sessionID: row.turn.sessionID),
-        allowance: allowance)
+      try database.start(try database.turnRow(id), at: now, events: events, accounts: accounts)
     }
   }
 
@@ -148,6 +137,27 @@ extension SQLiteSessionStore {
 }
 
 extension Database {
+  /// Has a turn run. Throws errors of `SessionStoreError` before anything is changed.
+  fileprivate func start(
+    _ queued: TurnRow, at now: Timestamp, events: [NewEvent], accounts: [KeyAccount]
+  ) throws -> TurnChange {
+    var row = queued
+    guard row.turn.state == .queued else { throw SessionStoreError.conflict(.turnState(row.turn.state)) }
+    let running = try first(
+      "SELECT id FROM turns WHERE session = ? AND state = 'running'", [row.sessionPosition]
+    ) { try $0.uuid(0) }
+    if let running { throw SessionStoreError.conflict(.sessionBusy(runningTurn: running)) }
+    let allowance = try Admission.checkStart(accounts, at: now) { try usage(of: $0, at: now) }
+    row.turn.state = .running
+    row.turn.startedAt = now
+    try run(
+      "UPDATE turns SET state = 'running', started_at = ?, reserved = ? WHERE position = ?",
+      [now.microseconds, allowance, row.position])
+    return TurnChange(
+      turn: row.turn, events: try append(events, session: row.sessionPosition, sessionID: row.turn.sessionID),
+      allowance: allowance)
+  }
+
   /// Unfinished turns in the order of their acceptance, without their prompts.
   fileprivate func turns(in states: Set<Turn.State>) throws -> [Turn] {
     try all(

@@ -15,6 +15,7 @@ let turnCases: [ContractCase] = [
   ContractCase(
     "the queue has a limit that doesn't count the turn in front",
     theQueueHasALimitThatDoesntCountTheTurnInFront),
+  ContractCase("a message for a session at rest starts at once", aMessageForASessionAtRestStartsAtOnce),
 ]
 
 @Sendable private func turnsAreNumberedWithinTheirSession(_ store: any SessionStore) async throws {
@@ -142,4 +143,34 @@ let turnCases: [ContractCase] = [
   _ = try await store.finishTurn(first.id, TurnOutcome(state: .completed, finishedAt: time(3)))
   guard case .created(let last, _) = try await enqueue(limit: 2) else { throw Unexpected("refused") }
   #expect(last.number == 4)
+}
+
+@Sendable private func aMessageForASessionAtRestStartsAtOnce(_ store: any SessionStore) async throws {
+  let session = try await store.addSession(owner: "k")
+  let budget = KeyAccount(key: "k", limits: KeyLimits([.usdPerDay: .maximum(KeyLimit.dollar)]))
+  let claim = IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1])
+  func send(_ claim: IdempotencyClaim? = nil) async throws -> TurnAdmission {
+    try await store.enqueueTurn(
+      NewTurn(sessionID: session.id, prompt: "x", owner: "k", createdAt: time(1)), events: makeEvents("user.message"),
+      idempotency: claim, queueLimit: 1, accounts: [budget], starting: makeEvents("session.status_running"))
+  }
+  guard case .started(let first) = try await send(claim) else { throw Unexpected("not started") }
+  #expect(first.turn.state == .running && first.turn.startedAt == time(1) && first.turn.prompt == "x")
+  #expect(first.allowance == KeyLimit.dollar / 2)
+  #expect(first.events.map(\.type) == ["user.message", "session.status_running"])
+  #expect(try await store.log(session) == first.events)
+  #expect(try await store.turn(first.turn.id) == first.turn)
+  #expect(try await store.usage(of: "k", at: time(1)).reserved == KeyLimit.dollar / 2)
+  #expect(try await send(claim) == .replayed(first.turn))
+  // Behind it, and behind one that waits, it is queued.
+  guard case .created(let second, let events) = try await send() else { throw Unexpected("not queued") }
+  #expect(second.state == .queued && events.map(\.type) == ["user.message"])
+  #expect(try await send() == .queueFull(unfinished: 2))
+  _ = try await store.finishTurn(first.turn.id, TurnOutcome(state: .completed, finishedAt: time(2)))
+  guard case .created(let third, _) = try await send() else { throw Unexpected("not queued") }
+  for turn in [second, third] {
+    _ = try await store.finishTurn(turn.id, TurnOutcome(state: .cancelled, finishedAt: time(3)))
+  }
+  guard case .started(let last) = try await send() else { throw Unexpected("not started") }
+  #expect(last.turn.number == 4)
 }

@@ -11,7 +11,7 @@ import Synchronization
 public final class FaultyStore: SessionStore {
   /// What can be made to fail.
   public enum Call: Hashable, Sendable {
-    case createSession, updateSession, startTurn, finishTurn, appendEvents, resolveApproval, finishDeletion
+    case createSession, updateSession, enqueueTurn, startTurn, finishTurn, appendEvents, resolveApproval, finishDeletion
   }
 
   /// When a call is held up.
@@ -162,10 +162,16 @@ public final class FaultyStore: SessionStore {
   }
 
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount],
+    starting: [NewEvent]?
   ) async throws(SessionStoreError) -> TurnAdmission {
-    try await counted().enqueueTurn(
-      turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: accounts)
+    // What is to go wrong with a start goes wrong with one for itself.
+    let canStart = state.withLock { $0.faults[.startTurn] == nil && $0.holds[.startTurn] == nil }
+    return try await perform(.enqueueTurn) { () throws(SessionStoreError) in
+      try await counted().enqueueTurn(
+        turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: accounts,
+        starting: canStart ? starting : nil)
+    }
   }
 
   public func turn(_ id: UUID) async throws(SessionStoreError) -> Turn { try await counted().turn(id) }

@@ -243,7 +243,7 @@ import Testing
       fixture.hub.publish(EventPreview(type: "event_delta", turnID: nil, payload: "{}"), of: fixture.session)
     }
     var count = 0
-    while count < 10 { count += try #require(try await stream.next()).count }
+    while count < 10 { count += try #require(try await stream.next()).count { $0.kind == .preview } }
     #expect(count == 10)
   }
 

@@ -1,9 +1,11 @@
 import Foundation
 import JSONSupport
 import SessionTestSupport
-import Sessions
 import TestSupport
 import Testing
+import Workspaces
+
+@testable import Sessions
 
 /// What becomes of turns while the store can't be written.
 @Suite struct FaultyStoreTests {
@@ -198,6 +200,98 @@ import Testing
       await #expect(throws: SessionServiceError.turnState(.running)) { try await service.cancel(turn.id, of: id) }
       start.open()
       #expect(try await service.outcome(of: turn).state == .completed)
+    }
+  }
+
+  @Test func aMessageForASessionAtRestIsOneTransaction() async throws {
+    let store = FaultyStore()
+    try await withService(store: store) { service in
+      let id = try await service.create(NewSession()).session.id
+      _ = store.takeCalls()
+      let turn = try await service.send("Hi", to: id)
+      #expect(turn.state == .running)
+      #expect(try await service.outcome(of: turn).state == .completed)
+      let calls = store.takeCalls()
+      #expect(calls.count { $0.hasPrefix("enqueueTurn") } == 1 && !calls.contains { $0.hasPrefix("startTurn") })
+    }
+  }
+
+  /// Before the store has taken the first one, and after.
+  @Test(.timeLimit(.minutes(5)), arguments: [FaultyStore.Moment.before, .after])
+  func aMessageThatComesWhileAnotherIsAccepted(_ moment: FaultyStore.Moment) async throws {
+    let store = FaultyStore()
+    let runner = ScriptedRunner()
+    try await withService(runner: runner, store: store) { service in
+      let id = try await service.create(NewSession()).session.id
+      let gate = store.holdNext(.enqueueTurn, moment)
+      let first = Task { try await service.send("first", to: id) }
+      try await poll { store.isHeld(.enqueueTurn) }
+      await #expect(throws: SessionServiceError.sessionBusy) { try await service.fork(id) }
+      let second = try await service.send("second", to: id)
+      #expect(second.state == .queued && runner.prompts.isEmpty)
+      gate.open()
+      let turns = [try await first.value, second]
+      for turn in turns { #expect(try await service.outcome(of: turn).state == .completed) }
+      #expect(turns.map(\.number) == (moment == .before ? [2, 1] : [1, 2]))
+      #expect(runner.prompts == (moment == .before ? ["second", "first"] : ["first", "second"]))
+    }
+  }
+
+  @Test(.timeLimit(.minutes(5)), arguments: [FaultyStore.Moment.before, .after])
+  func aSessionIsDeletedWhileAMessageIsAccepted(_ moment: FaultyStore.Moment) async throws {
+    let store = FaultyStore()
+    let runner = ScriptedRunner()
+    try await withService(runner: runner, store: store) { service, workspaces in
+      let id = try await service.create(NewSession()).session.id
+      let gate = store.holdNext(.enqueueTurn, moment)
+      let accepted = Task { try await service.outcome(of: try await service.send("[[sleep]]", to: id)) }
+      try await poll { store.isHeld(.enqueueTurn) }
+      let deletion = Task { try await service.delete(id) }
+      try await poll {
+        do { _ = try await store.session(id) } catch SessionStoreError.sessionNotFound { return true }
+        return false
+      }
+      gate.open()
+      try await deletion.value
+      await #expect(throws: SessionServiceError.self) { try await accepted.value }
+      #expect(!FileManager.default.fileExists(atPath: workspaces.workspacePath(of: id)))
+      #expect(try await store.unfinishedDeletions().isEmpty)
+      #expect(await service.load == (running: 0, queued: 0))
+    }
+  }
+
+  /// It has started for the store, so that it comes to its end.
+  @Test(.timeLimit(.minutes(5))) func theServerEndsWhileAMessageIsAccepted() async throws {
+    let store = FaultyStore()
+    try await withService(store: store) { service in
+      let id = try await service.create(NewSession()).session.id
+      let gate = store.holdNext(.enqueueTurn, .after)
+      let accepted = Task { try await service.outcome(of: try await service.send("Hi", to: id)) }
+      try await poll { store.isHeld(.enqueueTurn) }
+      let end = Task { await service.shutdown(patience: .seconds(60)) }
+      try await poll { await service.isDraining }
+      gate.open()
+      #expect(try await accepted.value.state == .completed)
+      await end.value
+      #expect(try await store.unfinishedTurns().isEmpty)
+    }
+  }
+
+  @Test(.timeLimit(.minutes(5))) func aMessageThatIsNotAcceptedLeavesItsPlace() async throws {
+    let store = FaultyStore()
+    let claim = IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1])
+    try await withService(store: store, configure: { $0.maximumRunningTurns = 1 }) { service in
+      let id = try await service.create(NewSession()).session.id
+      store.fail(.enqueueTurn, with: .diskFull)
+      await #expect(throws: SessionServiceError.diskFull) { try await service.send("Hi", to: id) }
+      store.fail(.enqueueTurn, with: nil)
+      let turn = try await service.accept("Hi", for: id, idempotency: claim).turn
+      #expect(try await service.outcome(of: turn).state == .completed)
+      #expect(try await service.accept("Hi", for: id, idempotency: claim).isReplay)
+      let other = try await service.create(NewSession()).session.id
+      for id in [id, other] {
+        #expect(try await service.outcome(of: try await service.send("Hi", to: id)).state == .completed)
+      }
     }
   }
 

@@ -301,6 +301,8 @@ import Testing
   @Test func deletingASessionDoesntHideWhatItsTurnUsed() async throws {
     let store = InMemorySessionStore()
     let hasBegun = Gate()
+    func hour() -> Int { Int(Date().timeIntervalSince1970) / 3600 }
+    let hourOfTheTurn = hour()
     let runner = ScriptedRunner { _, _ in
       hasBegun.open()
       do {
@@ -317,7 +319,8 @@ import Testing
       try await hasBegun.wait()
       try await service.delete(turn.sessionID)
       let usage = try await service.standing(of: "a").usage
-      #expect(usage.costToday == KeyLimit.dollar / 2 && usage.tokensToday == 7 && usage.turnsThisHour == 1)
+      #expect(usage.costToday == KeyLimit.dollar / 2 && usage.tokensToday == 7)
+      #expect(usage.turnsThisHour == 1 || hour() != hourOfTheTurn)
       #expect(usage.sessions == 0 && usage.runningTurns == 0)
     }
   }

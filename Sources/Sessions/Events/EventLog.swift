@@ -17,8 +17,8 @@ enum EventLog {
     ]
   }
 
-  static func running(_ turn: Turn) -> [NewEvent] {
-    [NewEvent("session.status_running", turn: turn.id, at: .now())]
+  static func running(_ turn: UUID) -> [NewEvent] {
+    [NewEvent("session.status_running", turn: turn, at: .now())]
   }
 
   /// The end of a turn that ran: an error if there was one, the session at rest, and what the turn came to.

@@ -76,13 +76,29 @@ struct FairQueue {
       let waiter = waiting[account]?.removeFirst()
     else { return nil }
     if waiting[account]?.isEmpty == true { waiting[account] = nil }
+    serve(account)
+    return waiter
+  }
+
+  /// Gives a place to an account that doesn't wait, as ``next(hasRoom:)`` does.
+  ///
+  /// - Parameter limit: places that the account may have at one time; nil for no limit.
+  /// - Returns: false if none is free, or others wait.
+  mutating func take(for account: String, limit: Int64?, hasRoom: () -> Bool) -> Bool {
+    guard waiting.isEmpty, heldCount < places, limit.map({ Int64(held[account] ?? 0) < $0 }) ?? true,
+      heldCount == 0 || hasRoom()
+    else { return false }
+    serve(account)
+    return true
+  }
+
+  private mutating func serve(_ account: String) {
     held[account, default: 0] += 1
     clock += 1
     lastServed[account] = clock
     if lastServed.count > Self.rememberedAccounts {
       lastServed = lastServed.filter { held[$0.key] != nil || waiting[$0.key] != nil }
     }
-    return waiter
   }
 
   /// The lowest is served next.

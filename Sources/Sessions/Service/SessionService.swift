@@ -464,12 +464,7 @@ public actor SessionService {
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
     let admission: TurnAdmission
     do throws(SessionStoreError) {
-      let accounts = try await self.accounts(owner: try await self.owner(of: id), sender: owner)
-      admission = try await withRoom(for: accounts) { () throws(SessionStoreError) in
-        try await self.store.enqueueTurn(
-          new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: self.configuration.queueLimit,
-          accounts: accounts)
-      }
+      admission = try await admit(new, idempotency)
     } catch {
       if case .sessionNotFound = error, let idempotency, try await record(of: idempotency, new.createdAt) != nil {
         throw .sessionDeleted
@@ -482,12 +477,33 @@ public actor SessionService {
       hub.publish(events)
       schedule(turn)
       return AcceptedMessage(turn: turn, isReplay: false, precedingSequence: (events.first?.sequence ?? 1) - 1)
+    case .started(let change):
+      return AcceptedMessage(
+        turn: change.turn, isReplay: false, precedingSequence: (change.events.first?.sequence ?? 1) - 1)
     case .replayed(let turn):
       return AcceptedMessage(turn: turn, isReplay: true, precedingSequence: try await sequence(before: turn))
     case .mismatch:
       throw .idempotencyMismatch
     case .queueFull:
       throw .queueFull(limit: configuration.queueLimit, retryAfter: 5)
+    }
+  }
+
+  private func admit(
+    _ new: NewTurn, _ idempotency: IdempotencyClaim?
+  ) async throws(SessionStoreError) -> TurnAdmission {
+    let accounts = try await self.accounts(owner: try await self.owner(of: new.sessionID), sender: new.owner)
+    if let admission = try await open(new, idempotency, accounts) { return admission }
+    return try await enqueue(new, idempotency, accounts, starting: nil)
+  }
+
+  private func enqueue(
+    _ new: NewTurn, _ idempotency: IdempotencyClaim?, _ accounts: [KeyAccount], starting: [NewEvent]?
+  ) async throws(SessionStoreError) -> TurnAdmission {
+    try await withRoom(for: accounts) { () throws(SessionStoreError) in
+      try await self.store.enqueueTurn(
+        new, events: EventLog.accepted(new), idempotency: idempotency, queueLimit: self.configuration.queueLimit,
+        accounts: accounts, starting: starting)
     }
   }
 
@@ -648,6 +664,47 @@ public actor SessionService {
     work[turn.sessionID, default: Work(queue: [])].queue = queue
   }
 
+  /// Accepts a message and starts its turn in the same transaction, so that the disk is waited for once and not twice.
+  ///
+  /// - Returns: nil if the turn would have to wait, or it has to be found out why it doesn't run.
+  private func open(
+    _ new: NewTurn, _ idempotency: IdempotencyClaim?, _ accounts: [KeyAccount]
+  ) async throws(SessionStoreError) -> TurnAdmission? {
+    let id = new.sessionID
+    guard let session = cache[id], try await limits.upholds(sender: new.owner) else { return nil }
+    let network = try await limits.network(of: session, sender: new.owner)
+    let account = try await limits.account(session.owner ?? "")
+    guard work[id] == nil, !heldSessions.contains(id), !isDraining,
+      places.take(for: account.key, limit: account.limits[.runningTurns], hasRoom: configuration.hasRoom)
+    else { return nil }
+    let admission: Result<TurnAdmission, SessionStoreError> = await withCheckedContinuation { continuation in
+      // What comes to the session meanwhile waits for this, and so do its deletion and the server's end.
+      work[id] = Work(queue: [])
+      work[id]?.task = Task {
+        let admission: Result<TurnAdmission, SessionStoreError>
+        do throws(SessionStoreError) {
+          admission = .success(
+            try await enqueue(new, idempotency, accounts, starting: EventLog.running(new.id)))
+        } catch {
+          admission = .failure(error)
+        }
+        if case .success(.started(let change)) = admission {
+          let turn = change.turn.withoutPrompt
+          cache.touch(id, at: turn.createdAt)
+          hub.publish(change.events)
+          work[id]?.running = turn
+          continuation.resume(returning: admission)
+          await leave(turn, await run(request(change, session, network)), account)
+        } else {
+          giveBack(account)
+          continuation.resume(returning: admission)
+        }
+        await workOff(id)
+      }
+    }
+    return try admission.get()
+  }
+
   /// Runs the turns of a session until none is left.
   func workOff(_ id: UUID) async {
     while let next = work[id]?.queue.first {
@@ -672,9 +729,16 @@ public actor SessionService {
     }
     work[id]?.queue.removeFirst()
     work[id]?.running = next
-    let result = await run(next)
+    await leave(next, await run(next), account)
+  }
+
+  /// Goes on after a turn.
+  ///
+  /// - Parameter result: nil if it could not be started.
+  private func leave(_ turn: Turn, _ result: Result<Turn, any Error>?, _ account: KeyAccount) async {
+    let id = turn.sessionID
     work[id]?.running = nil
-    if result == nil { putBack(next) }
+    if result == nil { putBack(turn) }
     giveBack(account)
     if let interruption = work[id]?.interruption {
       // It must not go on to the next turn.
@@ -683,7 +747,7 @@ public actor SessionService {
       work[id]?.interruption = nil
     }
     if let result {
-      resumeWaiters(next.id, result)
+      resumeWaiters(turn.id, result)
     } else {
       await rest(id)
     }
@@ -803,7 +867,12 @@ public actor SessionService {
       }
     }
     work[id]?.attempts = 0
+    return await run(request)
+  }
+
+  private func run(_ request: TurnRequest) async -> Result<Turn, any Error> {
     let turn = request.turn
+    let id = turn.sessionID
     let recorder = TurnRecorder(
       turn, maximumBytes: configuration.maximumTurnLog, store: store, hub: hub, logger: logger)
     work[id]?.recorder = recorder
@@ -867,11 +936,15 @@ public actor SessionService {
       let accounts = try await self.accounts(owner: session.owner, sender: queued.owner)
       return try await self.withRoom(for: accounts) { () throws(SessionStoreError) in
         try await self.store.startTurn(
-          queued.id, at: .now(), events: EventLog.running(queued), accounts: accounts)
+          queued.id, at: .now(), events: EventLog.running(queued.id), accounts: accounts)
       }
     }
     hub.publish(change.events)
-    return TurnRequest(
+    return request(change, session, network)
+  }
+
+  private func request(_ change: TurnChange, _ session: Session, _ network: AgentNetwork?) -> TurnRequest {
+    TurnRequest(
       session: session, turn: change.turn, configurationDirectory: workspaces.configurationPath(of: session.id),
       allowanceUSD: change.allowance.map { Double($0) / Double(KeyLimit.dollar) }, network: network)
   }

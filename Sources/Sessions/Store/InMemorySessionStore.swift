@@ -154,7 +154,8 @@ public actor InMemorySessionStore: SessionStore {
   // MARK: Turns
 
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount],
+    starting: [NewEvent]?
   ) throws(SessionStoreError) -> TurnAdmission {
     let entry = try entry(turn.sessionID)
     if let idempotency, let record = record(for: idempotency.key, at: turn.createdAt) {
@@ -163,10 +164,8 @@ public actor InMemorySessionStore: SessionStore {
       else { return .mismatch }
       return .replayed(earlier)
     }
-    if let queueLimit {
-      let unfinished = entry.turns.count { turns[$0]?.state.isFinal == false }
-      if unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
-    }
+    let unfinished = entry.turns.count { turns[$0]?.state.isFinal == false }
+    if let queueLimit, unfinished > queueLimit { return .queueFull(unfinished: unfinished) }
     try checkIsNew(turn)
     try admit { () throws in
       try Admission.checkNewTurn(accounts, at: turn.createdAt) { self.use(of: $0, at: turn.createdAt) }
@@ -174,7 +173,11 @@ public actor InMemorySessionStore: SessionStore {
     let added = add(turn, to: turn.sessionID)
     touch(turn.sessionID, at: turn.createdAt)
     remember(idempotency, session: turn.sessionID, turn: turn.id, at: turn.createdAt)
-    return .created(added, events: add(events, to: turn.sessionID))
+    let accepted = add(events, to: turn.sessionID)
+    guard let starting, unfinished == 0 else { return .created(added, events: accepted) }
+    var change = try startTurn(turn.id, at: turn.createdAt, events: starting, accounts: accounts)
+    change.events = accepted + change.events
+    return .started(change)
   }
 
   public func startTurn(

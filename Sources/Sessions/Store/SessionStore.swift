@@ -91,9 +91,12 @@ public protocol SessionStore: EventLogReader {
   ///   - queueLimit: how many turns may wait behind the running one (or the one that is next to run). 0 accepts
   ///     a message only for an idle session; nil sets no limit.
   ///   - accounts: whose limits hold for it. This is looked at last.
+  ///   - starting: if the session has no other unfinished turn, this one is started at the same time, as by `startTurn`
+  ///     with these events. Nil has it queued.
   /// - Throws: `sessionNotFound`, `alreadyExists` if the turn's id is in use, `limited`.
   func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount]
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount],
+    starting: [NewEvent]?
   ) async throws(SessionStoreError) -> TurnAdmission
 
   /// Makes a queued turn the running one of its session, and reserves what it may spend.
@@ -272,13 +275,14 @@ extension SessionStore {
   public func enqueueTurn(
     _ turn: NewTurn, events: [NewEvent] = []
   ) async throws(SessionStoreError) -> TurnAdmission {
-    try await enqueueTurn(turn, events: events, idempotency: nil, queueLimit: nil, accounts: [])
+    try await enqueueTurn(turn, events: events, idempotency: nil, queueLimit: nil)
   }
 
   public func enqueueTurn(
-    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?
+    _ turn: NewTurn, events: [NewEvent], idempotency: IdempotencyClaim?, queueLimit: Int?, accounts: [KeyAccount] = []
   ) async throws(SessionStoreError) -> TurnAdmission {
-    try await enqueueTurn(turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: [])
+    try await enqueueTurn(
+      turn, events: events, idempotency: idempotency, queueLimit: queueLimit, accounts: accounts, starting: nil)
   }
 
   public func startTurn(

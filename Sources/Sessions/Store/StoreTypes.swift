@@ -41,6 +41,8 @@ public enum SessionAdmission: Hashable, Sendable {
 /// What became of a request to accept a message.
 public enum TurnAdmission: Hashable, Sendable {
   case created(Turn, events: [Event])
+  /// Created, and runs already.
+  case started(TurnChange)
   /// The same request came before: its turn as it is now.
   case replayed(Turn)
   /// Another request came before with the same idempotency key.
@@ -166,7 +168,7 @@ public struct TurnOutcome: Hashable, Sendable {
 /// A turn after a change, with what was written together with it.
 public struct TurnChange: Hashable, Sendable {
   public let turn: Turn
-  public let events: [Event]
+  public var events: [Event]
   /// Approvals of the turn that nobody had decided when it ended.
   public let voidedApprovals: [Approval]
   /// What a turn that was started may spend, in billionths of a US dollar; nil for no bound.
