@@ -260,6 +260,74 @@ import Workspaces
     }
   }
 
+  /// Who repeats a message, and who has found its turn, may know of it before the service does.
+  @Test(.timeLimit(.minutes(5)), arguments: [true, false])
+  func aTurnIsWaitedForWhileItsMessageIsAccepted(_ isAtRest: Bool) async throws {
+    let store = FaultyStore()
+    let runner = ScriptedRunner { request, _ in
+      if request.turn.prompt == "sleep" { try await Task.sleep(for: .seconds(3600)) }
+      return TurnResult(text: "")
+    }
+    let claim = IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1])
+    try await withService(runner: runner, store: store) { service in
+      let id = try await service.create(NewSession()).session.id
+      if !isAtRest { _ = try await service.send("sleep", to: id) }
+      let gate = store.holdNext(.enqueueTurn, .after)
+      let accepted = Task { try await service.accept("Hi", for: id, idempotency: claim) }
+      try await poll { store.isHeld(.enqueueTurn) }
+      let repeated = try await service.accept("Hi", for: id, idempotency: claim)
+      #expect(repeated.isReplay && repeated.turn.state == (isAtRest ? .running : .queued))
+      #expect(try await service.outcome(of: repeated.turn, within: .milliseconds(1)).state == repeated.turn.state)
+      let waiting = Task { try await service.outcome(of: repeated.turn) }
+      let cancellation = isAtRest ? nil : Task { try await service.cancel(repeated.turn.id, of: id) }
+      try await poll { await service.waiters[repeated.turn.id] != nil }
+      gate.open()
+      #expect(try await accepted.value.turn.id == repeated.turn.id)
+      if let cancellation {
+        #expect(try await cancellation.value.state == .cancelled)
+        _ = try await service.interrupt(id)
+      }
+      #expect(try await waiting.value.state == (isAtRest ? .completed : .cancelled))
+      #expect(try await service.outcome(of: repeated.turn).state.isFinal)
+    }
+  }
+
+  @Test(.timeLimit(.minutes(5))) func aTurnIsInterruptedWhileItsMessageIsAccepted() async throws {
+    let store = FaultyStore()
+    let runner = ScriptedRunner { _, _ in
+      try await Task.sleep(for: .seconds(3600))
+      return TurnResult(text: "")
+    }
+    try await withService(runner: runner, store: store) { service in
+      let id = try await service.create(NewSession()).session.id
+      let gate = store.holdNext(.enqueueTurn, .after)
+      let accepted = Task { try await service.send("Hi", to: id) }
+      try await poll { store.isHeld(.enqueueTurn) }
+      #expect(try await service.turns(of: id, after: 0, limit: 1).items.map(\.state) == [.running])
+      let interruption = Task { try await service.interrupt(id) }
+      gate.open()
+      #expect(try await interruption.value.state == .interrupted)
+      #expect(try await accepted.value.id == interruption.value.id)
+    }
+  }
+
+  @Test(.timeLimit(.minutes(5))) func theFirstTurnOfASessionIsWaitedForWhileItIsCreated() async throws {
+    let store = FaultyStore()
+    let new = NewSession(
+      initialPrompt: "Hi", idempotency: IdempotencyClaim(key: IdempotencyKey(scope: "s", key: "k"), digest: [1]))
+    try await withService(store: store) { service in
+      let gate = store.holdNext(.createSession, .after)
+      let creation = Task { try await service.create(new) }
+      try await poll { store.isHeld(.createSession) }
+      let turn = try #require(try await service.create(new).turn)
+      let waiting = Task { try await service.outcome(of: turn) }
+      try await poll { await service.waiters[turn.id] != nil }
+      gate.open()
+      #expect(try await creation.value.turn?.id == turn.id)
+      #expect(try await waiting.value.result == "Echo: Hi")
+    }
+  }
+
   /// It has started for the store, so that it comes to its end.
   @Test(.timeLimit(.minutes(5))) func theServerEndsWhileAMessageIsAccepted() async throws {
     let store = FaultyStore()

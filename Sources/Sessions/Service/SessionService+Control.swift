@@ -31,6 +31,11 @@ extension SessionService {
   ///
   /// - Throws: `nothingRuns`.
   public func interrupt(_ id: UUID, patience: Duration = .seconds(10)) async throws -> Turn {
+    // Who looks at the turns may see one running that this service still waits to hear of from the store.
+    let end = ContinuousClock.now + patience
+    while let work = work[id], work.running == nil, work.queue.isEmpty, .now < end,
+      await Self.pause(.milliseconds(5))
+    {}
     guard let turn = work[id]?.running else {
       _ = try await session(id)
       throw SessionServiceError.nothingRuns

@@ -149,9 +149,11 @@ public actor SessionService {
   var heldSessions: Set<UUID> = []
   /// The latest change to the options of a session, for which the next one waits.
   var changes: [UUID: Task<Void, Never>] = [:]
+  /// Turns that may be in the store already, where others find them, but not yet in ``work``.
+  private var arriving: Set<UUID> = []
   /// Turns that are being taken out of their queues.
   private var cancelling: Set<UUID> = []
-  private var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
+  private(set) var waiters: [UUID: [UInt64: CheckedContinuation<Turn, any Error>]] = [:]
   private var lastWaiter: UInt64 = 0
   /// No turn starts any more; see ``shutdown(patience:)``.
   var isDraining = false
@@ -317,6 +319,8 @@ public actor SessionService {
     let firstTurn = new.initialPrompt.map {
       NewTurn(sessionID: id, prompt: $0, owner: new.owner, createdAt: now)
     }
+    if let firstTurn { arriving.insert(firstTurn.id) }
+    defer { if let firstTurn { arriving.remove(firstTurn.id) } }
     let generation = cache.generation
     let admission: SessionAdmission
     do throws(SessionStoreError) {
@@ -435,7 +439,7 @@ public actor SessionService {
   }
 
   /// - Returns: false if the task was cancelled.
-  private static func pause(_ time: Duration) async -> Bool {
+  static func pause(_ time: Duration) async -> Bool {
     do { try await Task.sleep(for: time) } catch { return false }
     return true
   }
@@ -462,6 +466,8 @@ public actor SessionService {
     idempotency: IdempotencyClaim? = nil
   ) async throws(SessionServiceError) -> AcceptedMessage {
     let new = NewTurn(sessionID: id, prompt: prompt, options: options, owner: owner, createdAt: .now())
+    arriving.insert(new.id)
+    defer { arriving.remove(new.id) }
     let admission: TurnAdmission
     do throws(SessionStoreError) {
       admission = try await admit(new, idempotency)
@@ -569,6 +575,8 @@ public actor SessionService {
   ///
   /// - Throws: `turnState` with the turn's state if it doesn't wait.
   public func cancel(_ id: UUID, of sessionID: UUID) async throws(SessionServiceError) -> Turn {
+    // Who lists the turns may know of it before the queue does.
+    while arriving.contains(id), await Self.pause(.milliseconds(5)) {}
     guard let index = work[sessionID]?.queue.firstIndex(where: { $0.id == id }),
       let turn = work[sessionID]?.queue.remove(at: index)
     else {
@@ -614,7 +622,7 @@ public actor SessionService {
   }
 
   private func isUnfinished(_ turn: Turn) -> Bool {
-    if cancelling.contains(turn.id) { return true }
+    if arriving.contains(turn.id) || cancelling.contains(turn.id) { return true }
     guard let work = work[turn.sessionID] else { return false }
     return work.running?.id == turn.id || (!isDraining && work.queue.contains { $0.id == turn.id })
   }
@@ -649,6 +657,7 @@ public actor SessionService {
   // MARK: Work
 
   private func schedule(_ turn: Turn) {
+    arriving.remove(turn.id)
     if isDraining { return resumeWaiters(turn.id, .failure(SessionServiceError.postponed(turn))) }
     let id = turn.sessionID
     enqueue(turn)
@@ -692,6 +701,7 @@ public actor SessionService {
           let turn = change.turn.withoutPrompt
           cache.touch(id, at: turn.createdAt)
           hub.publish(change.events)
+          arriving.remove(turn.id)
           work[id]?.running = turn
           continuation.resume(returning: admission)
           await leave(turn, await run(request(change, session, network)), account)
