@@ -71,6 +71,7 @@ struct StatusMiddleware: RouterMiddleware {
   ) async throws -> Response {
     let start = ContinuousClock.now
     let response = try await next(request, context)
+    if AnnouncedBody.isWelcome(response, context) { return response }
     let route = context.endpointPath.flatMap { routes.access(request.method, $0) == nil ? nil : $0 }
     status.answered(request.method, route, status: response.status.code, after: ContinuousClock.now - start)
     return response

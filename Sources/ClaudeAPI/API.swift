@@ -44,12 +44,14 @@ public struct API: Sendable {
     let router = Router(context: Context.self, options: .autoGenerateHeadEndpoints)
     // The middleware needs the whole table, and the router its middleware before the first route.
     let table = routes
+    router.add(middleware: AnnouncedBody.Answers())
     if let status { router.add(middleware: StatusMiddleware(routes: table, status: status)) }
     if let authenticator {
       router.add(
         middleware: AuthenticationMiddleware(routes: table, authenticator: authenticator, status: status))
     }
     router.add(middleware: ErrorMiddleware(routes: table, status: status))
+    router.add(middleware: AnnouncedBody.Admission(routes: table, files: files))
     var again = RouteTable()
     addRoutes(
       to: router, &again, Documents(OpenAPIDocument(routes: table.entries, version: configuration.version)))

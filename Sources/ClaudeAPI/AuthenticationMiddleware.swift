@@ -44,6 +44,7 @@ struct AuthenticationMiddleware: RouterMiddleware {
       status?.reported(problem: problem.code)
       response = problem.response
     }
+    if AnnouncedBody.isWelcome(response, context) { return response }
     Self.log(
       response.status, principal, "\(request.method.rawValue) \(context.endpointPath ?? "-")",
       session: context.parameters["session_id"].map { String($0) }, ContinuousClock.now - start, context.logger)

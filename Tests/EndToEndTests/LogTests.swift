@@ -131,6 +131,16 @@ import Testing
       let answer = try await stack.post("/sessions/\(id)/messages", ["prompt": "hello"], headers: headers)
       let turn = try answer.json["turn_id"]?.stringValue ?? ""
       let requestID = try #require(answer.headers.first(name: "x-request-id"))
+      // nginx asks for their bodies first, which is none of their story.
+      let path = "/sessions/\(id)/files/f"
+      let large = ByteBuffer(repeating: 0, count: 100_000)
+      var uploads: [(id: String, status: String)] = []
+      for (headers, status) in [(headers, 201), ([:], 401)] {
+        let upload = try await stack.request(.PUT, path, headers: headers, body: large)
+        #expect(upload.status == status)
+        uploads.append((try #require(upload.headers.first(name: "x-request-id")), String(status)))
+      }
+      let metrics = try await stack.get("/metrics").text
       await stack.stopResponder()
       await stack.nginx.process.stop()
 
@@ -145,6 +155,13 @@ import Testing
       let end = try #require(lines.first { $0["msg"] == "Turn ended" && $0["turn"] == turn })
       #expect(end["session"] == id && end["state"] == "completed" && end["ms"].flatMap { Int($0) } != nil)
       let nginx = text(of: stack.nginx.prefix + "/logs/access.log").split(separator: "\n")
+      for (id, status) in uploads {
+        let own = lines.filter { $0["request_id"] == id }
+        #expect(own.map { $0["status"] } == [status] && own[0]["route"] == "PUT /sessions/{session_id}/files/**")
+        #expect(nginx.count { $0.contains(id) && $0.contains("\"status\":\(status)") } == 1)
+        let label = "{method=\"PUT\",route=\"/sessions/{session_id}/files/{path}\",status=\"\(status)\"}"
+        #expect(metrics.contains("claude_api_http_requests_total\(label) 1\n"))
+      }
       #expect(nginx.contains { $0.contains(requestID) && $0.contains("/sessions/\(id)/messages") })
       #expect(!stack.responderLog.contains("made-up") && !nginx.contains { $0.contains("made-up") })
     }

@@ -217,6 +217,39 @@ import Testing
     }
   }
 
+  /// Else it would lie on nginx's disk before anybody has looked at the key.
+  @Test func oneWhoMayNotBringABodyIsToldBeforeItIsThere() async throws {
+    try await withTenants { bad, good in
+      let own = try await bad.newSession()
+      let foreign = try await good.newSession()
+      try await bad.stack.keys(["limit", bad.id, "disk-bytes=1000000"])
+      let reader = try await bad.stack.createKey("read")
+      let temporary = bad.stack.nginx.prefix + "/tmp/body"
+      let cases: [(key: String?, line: String, status: Int, code: String)] = [
+        (nil, "PUT /sessions/\(own)/files/x", 401, "unauthorized"),
+        ("cak_0123456789abcdef_" + String(repeating: "0", count: 64), "POST /sessions", 401, "unauthorized"),
+        (nil, "POST /sessions/\(own)/messages", 401, "unauthorized"),
+        (nil, "GET /healthz", 413, "content_too_large"),
+        (reader, "POST /sessions", 403, "read_only_key"),
+        (bad.key, "PUT /sessions/\(foreign)/files/x", 404, "session_not_found"),
+        (bad.key, "PUT /sessions/\(own)/archive", 405, "method_not_allowed"),
+        (bad.key, "PUT /sessions/\(own)/files/x", 507, "disk_bytes_limit"),
+        (bad.key, "POST /sessions", 507, "disk_bytes_limit"),
+      ]
+      for test in cases {
+        let connection = try RawConnection(port: bad.stack.nginx.port)
+        let shown = test.key.map { "X-Api-Key: \($0)\r\n" } ?? ""
+        try await connection.send(
+          "\(test.line) HTTP/1.1\r\nHost: localhost\r\n\(shown)Content-Length: 16000000\r\n\r\n"
+            + String(repeating: "a", count: 100_000))
+        let answer = try await connection.receive(untilText: "\"code\":\"\(test.code)\"")
+        #expect(answer.hasPrefix("HTTP/1.1 \(test.status) "), "\(test.line) \(answer)")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: temporary) == [], "\(test.line)")
+      }
+      try await expectService(good)
+    }
+  }
+
   @Test func oneWhoFillsItsRoomOnTheDisk() async throws {
     try await withTenants { bad, good in
       // Two of the files below, and not three, in whatever sessions they are.

@@ -35,10 +35,14 @@ final class FakeResponder: Sendable {
   private let listener: Int32
   private let connections = Mutex<[Int32]>([])
   private let seen = Mutex<[Request]>([])
+  private let announced = Mutex<[Request]>([])
+  private let refusal = Mutex<String?>(nil)
   private let handler: @Sendable (Request, Reply) -> Void
 
   /// The requests that were complete so far.
   var requests: [Request] { seen.withLock { $0 } }
+  /// The questions whether a body is wanted; see `nginx/asked.conf`.
+  var questions: [Request] { announced.withLock { $0 } }
   /// How many connections nginx has made.
   var connectionCount: Int { connections.withLock { $0.count } }
 
@@ -56,6 +60,14 @@ final class FakeResponder: Sendable {
     }
     guard bound == 0, listen(listener, 64) == 0 else { throw SystemError(call: "bind \(path)") }
     Thread.detachNewThread { [self] in acceptAll() }
+  }
+
+  /// Has bodies refused that it is asked for: with a status, a document and header fields, each with its line's end.
+  func refuseBodies(_ status: Int, _ document: String, _ fields: String = "") {
+    refusal.withLock {
+      $0 =
+        "Status: 403 Forbidden\r\nClaude-Api-Refusal-Status: \(status)\r\nClaude-Api-Refusal: \(document)\r\n\(fields)\r\n"
+    }
   }
 
   /// Ends all connections. A thread that is inside a handler goes on until that returns.
@@ -92,9 +104,14 @@ final class FakeResponder: Sendable {
         request.parameters = Dictionary(request.pairs.map { ($0.name, $0.value) }) { $1 }
       case 4: parameters += content
       case 5 where content.isEmpty:
-        seen.withLock { $0.append(request) }
         let reply = Reply(descriptor: descriptor, id: id)
-        handler(request, reply)
+        if request.parameters["BODY_ANNOUNCED"] != nil {
+          announced.withLock { $0.append(request) }
+          reply.write(refusal.withLock { $0 } ?? "Status: 204 No Content\r\n\r\n")
+        } else {
+          seen.withLock { $0.append(request) }
+          handler(request, reply)
+        }
         reply.end()
       case 5: request.body += content
       default: break

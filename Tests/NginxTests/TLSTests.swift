@@ -5,7 +5,10 @@ import Testing
 /// nginx as it is installed for others, with a certificate made for the test.
 @Suite struct TLSTests {
   /// Runs `body` with an nginx that answers for localhost and api.example.
-  private func withTLS(_ body: (_ directory: String, _ port: Int, _ plain: Int) async throws -> Void) async throws {
+  private func withTLS(
+    _ body: (_ directory: String, _ port: Int, _ plain: Int) async throws -> Void,
+    seen: (FakeResponder) throws -> Void = { _ in }
+  ) async throws {
     try await withTemporaryDirectory { directory in
       let certificate = try await run(
         [repositoryRoot + "/scripts/make-certificate", directory + "/tls", "api.example"], output: directory + "/log")
@@ -29,6 +32,7 @@ import Testing
         ]
       ) { nginx in
         try await body(directory, nginx.port, plain)
+        try seen(responder)
       }
     }
   }
@@ -58,6 +62,33 @@ import Testing
       #expect(foreign.hasPrefix("HTTP/2 421") && foreign.contains("misdirected_request"))
       let plain = try await curl(directory, port, ["http://api.example:\(port)/"])
       #expect(plain.contains(" 400") && plain.contains("bad_request"))
+    }
+  }
+
+  /// HTTP/2 tells a body's length only if the client likes to.
+  @Test func bodiesOfUnknownLengthAreAskedForOrRefused() async throws {
+    try await withTLS { directory, port, _ in
+      let data = directory + "/data"
+      try Data(repeating: 1, count: 3_000_000).write(to: URL(filePath: data))
+      let path = "https://api.example:\(port)/sessions/00000000-0000-0000-0000-000000000000/files/x"
+      func send(_ method: String) async throws -> String {
+        try await curl(directory, port, ["-X", method, "--data-binary", "@" + data, "-H", "Content-Length:", path])
+      }
+      for method in ["PUT", "POST"] {
+        let answer = try await send(method)
+        #expect(answer.hasPrefix("HTTP/2 200"), "\(answer)")
+      }
+      for method in ["GET", "DELETE"] {
+        let answer = try await send(method)
+        #expect(answer.hasPrefix("HTTP/2 413") && answer.contains("content_too_large"), "\(answer)")
+      }
+      for method in ["GET", "DELETE"] {
+        let answer = try await curl(directory, port, ["-X", method, path])
+        #expect(answer.hasPrefix("HTTP/2 200") && answer.hasSuffix("https HTTP/2.0"), "\(answer)")
+      }
+    } seen: { responder in
+      #expect(responder.questions.map { $0.parameters["REQUEST_METHOD"] } == ["PUT", "POST"])
+      #expect(responder.requests.map { $0.parameters["REQUEST_METHOD"] } == ["PUT", "POST", "GET", "DELETE"])
     }
   }
 

@@ -94,6 +94,14 @@ actor RoomLedger {
     }
   }
 
+  /// Whether so many bytes would have room that come later.
+  ///
+  /// - Throws: `limited` if not.
+  func check(_ bytes: Int64, for key: String) async throws(SessionServiceError) {
+    try await hold(bytes, for: key)
+    letGo(bytes, of: key)
+  }
+
   func letGo(_ bytes: Int64, of key: String) {
     let rest = (held[key] ?? 0) - bytes
     held[key] = rest > 0 ? rest : nil
@@ -254,8 +262,7 @@ public final class FilesChange: Sendable {
   ///
   /// - Throws: `limited` if not.
   public func check(_ bytes: Int64) async throws(SessionServiceError) {
-    try await ledger.hold(bytes, for: key)
-    await ledger.letGo(bytes, of: key)
+    try await ledger.check(bytes, for: key)
   }
 
   /// To be called before so many bytes are brought into the session.

@@ -69,6 +69,19 @@ extension SessionService {
     _ = await settling.value(within: .seconds(2))
   }
 
+  /// Whether so many bytes would have room among the files of a session, or of a new one.
+  ///
+  /// - Parameters:
+  ///   - id: nil for a new session.
+  ///   - key: who would own a new one.
+  /// - Throws: `limited` if not.
+  public nonisolated func checkRoom(
+    for bytes: Int64, in id: UUID?, of key: String?
+  ) async throws(SessionServiceError) {
+    let owner = if let id { try await session(id).owner } else { key }
+    try await room.check(bytes, for: owner ?? "")
+  }
+
   /// Changes the files of a session.
   ///
   /// - Parameter change: is given what it has to ask for the room that it takes.
