@@ -37,6 +37,7 @@ final class FakeResponder: Sendable {
   private let seen = Mutex<[Request]>([])
   private let announced = Mutex<[Request]>([])
   private let refusal = Mutex<String?>(nil)
+  private let isStopped = Mutex(false)
   private let handler: @Sendable (Request, Reply) -> Void
 
   /// The requests that were complete so far.
@@ -72,6 +73,13 @@ final class FakeResponder: Sendable {
 
   /// Ends all connections. A thread that is inside a handler goes on until that returns.
   func stop() {
+    // Once: after it the number of the listener's descriptor may be another one's.
+    guard
+      isStopped.withLock({ isStopped in
+        defer { isStopped = true }
+        return !isStopped
+      })
+    else { return }
     shutdown(listener, Int32(SHUT_RDWR))
     connections.withLock { for descriptor in $0 { shutdown(descriptor, Int32(SHUT_RDWR)) } }
   }

@@ -45,7 +45,30 @@ public struct SocketClient: Sendable {
   /// Sends a command and returns its answer; events that come before it are dropped.
   public func ask(_ command: JSONValue) async throws -> JSONValue {
     try await send(command)
-    return try await messages { $0["type"] == "reply" || $0["type"] == "error" || $0["type"] == "pong" }.last ?? nil
+    return try await messages(until: Self.isAnswer).last ?? nil
+  }
+
+  private static func isAnswer(_ message: JSONValue) -> Bool {
+    message["type"] == "reply" || message["type"] == "error" || message["type"] == "pong"
+  }
+
+  /// Sends a command and waits for its answer and for an event, whichever comes first: a message's turn may have begun,
+  /// and even ended, before the message is answered.
+  ///
+  /// - Returns: the answer, and all that came beside it.
+  public func ask(
+    _ command: JSONValue, awaiting isWanted: (JSONValue) -> Bool
+  ) async throws -> (answer: JSONValue, others: [JSONValue]) {
+    try await send(command)
+    var isAnswered = false
+    var isThere = false
+    var messages = try await messages {
+      if isWanted($0) { isThere = true }
+      if Self.isAnswer($0) { isAnswered = true }
+      return isAnswered && isThere
+    }
+    let answer = messages.firstIndex(where: Self.isAnswer).map { messages.remove(at: $0) }
+    return (answer ?? nil, messages)
   }
 
   /// With which code the server ends it; nil if without one.

@@ -51,11 +51,10 @@ import WebSockets
       #expect(try await first("?types=turn.completed,user.message") == [1, 8])
       let quiet = try await server.open(id, "?after=latest&deltas=false&types=agent.message,turn.completed")
       #expect(try await quiet.next()["after"] == 8)
-      let answer = try await quiet.ask(["type": "message", "prompt": "Ho"])
+      let (answer, events) = try await quiet.ask(
+        ["type": "message", "prompt": "Ho"], awaiting: isType("turn.completed"))
       #expect(answer["status"] == 202)
-      #expect(
-        try await quiet.messages(until: isType("turn.completed")).map { $0["type"] }
-          == ["agent.message", "turn.completed"])
+      #expect(events.map { $0["type"] } == ["agent.message", "turn.completed"])
       for (query, code) in [
         ("?after=x", "invalid_parameter"), ("?types=", "invalid_parameter"),
         ("?deltas=2", "invalid_parameter"), ("?limit=3", "unknown_parameter"), ("?key=x", "unknown_parameter"),
@@ -273,8 +272,7 @@ import WebSockets
     try await SessionServer.run(runner: runner) { server in
       let id = try await server.newSession()
       let socket = try await server.open(id)
-      _ = try await socket.ask(["type": "message", "prompt": "Hi"])
-      _ = try await socket.messages(until: isType("session.status_running"))
+      _ = try await socket.ask(["type": "message", "prompt": "Hi"], awaiting: isType("session.status_running"))
       let reply = try await socket.ask(["type": "interrupt", "id": "i"])
       #expect(reply["to"] == "interrupt" && reply["status"] == 200 && reply["body"]?["state"] == "interrupted")
     }
