@@ -163,7 +163,8 @@ import Testing
   }
 
   @Test(.timeLimit(.minutes(5))) func aKeyHasANumberOfUploadsAtATime() async throws {
-    try await withNginx(options: ["--exempt", "none", "--max-uploads", "3", "--body-timeout", "1h"]) { nginx, responder in
+    try await withNginx(options: ["--exempt", "none", "--max-uploads", "3", "--body-timeout", "1h"]) {
+      nginx, responder in
       let upload = Self.head("PUT \(Self.path)", ["Content-Length: 60000"])
       var dripping: [RawConnection] = []
       for _ in 0..<3 {
