@@ -49,7 +49,11 @@ enum AnnouncedBody {
     func handle(
       _ request: Request, context: Context, next: (Request, Context) async throws -> Response
     ) async throws -> Response {
-      guard isAnnounced(context), let route = context.endpointPath,
+      guard isAnnounced(context) else {
+        files?.noteBody(of: request, context)
+        return try await next(request, context)
+      }
+      guard let route = context.endpointPath,
         let access = routes.access(request.method, route)
       else { return try await next(request, context) }
       guard access == .change else { throw Problem(.contentTooLarge, "This takes no body.") }
@@ -68,22 +72,53 @@ enum AnnouncedBody {
 }
 
 extension FilesAPI {
-  /// Refuses a body that has no room, as far as its length tells. What it is, and what else there is, the route sees to.
+  /// Refuses a body that has no room, as far as its length tells, and lets it wait while its key brings too much. What it
+  /// is, and what else there is, the route sees to.
   func admitBody(of request: Request, _ route: String, _ context: API.Context) async throws {
     let session = route.contains("{session_id}") ? try await session(context) : nil
-    guard route == "/sessions" || Self.ways.contains(where: { route.hasPrefix("/sessions/{session_id}/\($0)") }) else {
-      return
-    }
     let length = request.headers[.contentLength].flatMap { Int64($0) } ?? 0
-    if request.method == .put, length > workspaces.limits.uploadBytes {
-      throw FileError.uploadTooLarge(limit: workspaces.limits.uploadBytes)
+    if route == "/sessions" || Self.ways.contains(where: { route.hasPrefix("/sessions/{session_id}/\($0)") }) {
+      if request.method == .put, length > workspaces.limits.uploadBytes {
+        throw FileError.uploadTooLarge(limit: workspaces.limits.uploadBytes)
+      }
+      if try await workspaces.isDiskLow() { throw FileError.diskFull }
+      try await service.checkRoom(for: length, in: session, of: Principal.current?.keyID)
     }
-    if try await workspaces.isDiskLow() { throw FileError.diskFull }
-    try await service.checkRoom(for: length, in: session, of: Principal.current?.keyID)
+    try await waitForBody(length)
   }
 
   /// What follows a session in the paths under which files are brought.
   private static let ways = ["files", "uploads", "archive"]
+
+  /// Waits until a body may come, so that no key's bodies take the disk from all others.
+  private func waitForBody(_ length: Int64) async throws {
+    guard let uploadPaces, let key = Principal.current?.keyID,
+      let delay = uploadPaces.delay(of: key, for: Double(length))
+    else { return }
+    do {
+      guard delay <= Self.longestWait else {
+        throw Problem(
+          .tooManyRequests, "This key's uploads of the last seconds were more than the server takes of one key.",
+          retryAfter: Int((delay / .seconds(1)).rounded(.up)))
+      }
+      try await Task.sleep(for: delay)
+    } catch {
+      uploadPaces.giveBack(Double(length), of: key)
+      throw error
+    }
+  }
+
+  /// What would wait longer is refused. Less than the server gives what is under way when it is to end.
+  private static let longestWait = Duration.seconds(20)
+
+  /// Counts a body whose length nobody had told; the next one waits for it.
+  func noteBody(of request: Request, _ context: API.Context) {
+    guard let uploadPaces, request.method != .get, let key = Principal.current?.keyID,
+      context.parametersOfServer["BODY_LENGTH_TOLD"] == "",
+      let length = request.headers[.contentLength].flatMap({ Double($0) })
+    else { return }
+    _ = uploadPaces.delay(of: key, for: length)
+  }
 }
 
 extension HTTPField.Name {

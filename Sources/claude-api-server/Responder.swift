@@ -263,6 +263,7 @@ struct Responder {
 
   private func filesConfiguration(_ sandbox: BubblewrapSandbox?) -> FilesConfiguration {
     var files = FilesConfiguration()
+    if let rate = configuration.files.uploadRateOfKey { files.maximumUploadRateOfKey = rate }
     files.maximumShareLifetime = configuration.files.shareLifetime
     files.git.allowedSources = configuration.files.gitSources
     files.git.timeout = configuration.files.gitTimeout

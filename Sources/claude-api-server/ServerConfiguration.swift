@@ -70,6 +70,8 @@ struct ServerConfiguration: Sendable {
   /// What workspaces may hold, and how their files come in and go out.
   struct Files: Sendable {
     var limits: WorkspaceLimits
+    /// Bytes a second; nil for the default.
+    var uploadRateOfKey: Int?
     /// Zero if nothing may be shared.
     var shareLifetime: Duration
     var gitSources: [GitURL]
@@ -217,6 +219,11 @@ struct ServerConfiguration: Sendable {
     static let uploadSize = Setting(
       key: "upload.max-size", kind: .integer(1...Int.max), defaultText: "4294967296",
       summary: "bytes of one uploaded file; nginx's --max-upload bounds the request")
+    static let uploadRateOfKey = Setting(
+      key: "upload.max-rate-of-key", kind: .integer(1_000_000...1_000_000_000_000), defaultText: "100000000",
+      summary:
+        "bytes a second that a key may bring with bodies of 60,000 bytes or more; above it they wait before they are sent"
+    )
     static let shareMode = Setting(
       key: "share.mode", kind: .choice(["on", "off"]), defaultText: "on",
       summary: "whether links that work without a key can be made; off also closes those that there are")
@@ -311,8 +318,9 @@ struct ServerConfiguration: Sendable {
       demoModelURL, modelURL, modelSocket, modelSocketDirectory, modelConnections, modelTokenDirectory, modelLog,
       modelPrices, allowedTools, approvalTimeout, maximumProcesses, maximumStarting, idleTimeout, startTimeout,
       turnTimeout, stallTimeout, resultTimeout, modelTimeout, modelRetries, lineLimit, queueLength, maximumBody,
-      maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, quotaTurnLog, uploadSize, shareMode,
-      shareLifetime, gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory, sandboxProcessors,
+      maximumPrompt, drainTimeout, keysRequired, quotaBytes, quotaFiles, quotaTurnLog, uploadSize,
+      uploadRateOfKey, shareMode, shareLifetime, gitSources, gitTimeout, sandboxMode, sandboxProcesses, sandboxMemory,
+      sandboxProcessors,
       sandboxProcessorsOfKey, sandboxDiskRateOfKey, sandboxTemporary, sandboxReadOnly, sandboxGroups, sandboxNetwork,
       maximumStreams,
       memoryReserve, minimumFreeDisk, logLevel,
@@ -384,7 +392,8 @@ struct ServerConfiguration: Sendable {
     if let bytes = try settings.integer(Row.uploadSize) { workspaceLimits.uploadBytes = Int64(bytes) }
     let longestShare = try settings.duration(Row.shareLifetime) ?? .seconds(86_400 * 30)
     files = Files(
-      limits: workspaceLimits, shareLifetime: try settings.text(Row.shareMode) == "off" ? .zero : longestShare,
+      limits: workspaceLimits, uploadRateOfKey: try settings.integer(Row.uploadRateOfKey),
+      shareLifetime: try settings.text(Row.shareMode) == "off" ? .zero : longestShare,
       gitSources: try Self.addresses(Row.gitSources, settings),
       gitTimeout: try settings.duration(Row.gitTimeout) ?? .seconds(300))
     sandbox = Sandbox(

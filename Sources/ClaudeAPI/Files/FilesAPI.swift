@@ -24,6 +24,7 @@ public struct FilesAPI: Sendable {
   let configuration: FilesConfiguration
   let archivePlaces: Places
   let clonePlaces: Places
+  let uploadPaces: Paces?
 
   public init(
     service: SessionService, workspaces: Workspaces, configuration: FilesConfiguration = FilesConfiguration()
@@ -33,6 +34,7 @@ public struct FilesAPI: Sendable {
     self.configuration = configuration
     archivePlaces = Places(configuration.maximumArchives)
     clonePlaces = Places(configuration.maximumClones)
+    uploadPaces = configuration.maximumUploadRateOfKey.map { Paces(rate: Double($0), burst: Double($0)) }
   }
 
   func addRoutes(to router: Router<API.Context>, _ routes: inout RouteTable) {

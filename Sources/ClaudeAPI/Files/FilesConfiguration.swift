@@ -10,6 +10,9 @@ public struct FilesConfiguration: Sendable {
   public var maximumArchives = 8
   /// Files of one multipart upload. Default 1,000.
   public var maximumParts = 1000
+  /// Bytes a second that a key may bring with bodies that aren't small (see `nginx/asked.conf`), with a second's worth at
+  /// once; others wait before they are sent. Nil for no bound. Default 100 MB.
+  public var maximumUploadRateOfKey: Int? = 100_000_000
   /// How long an unfinished upload is kept after its latest part. Default 24 h.
   public var uploadLifetime: Duration = .seconds(86_400)
   /// How long a share lasts at most; zero if there are to be none, and those that there are show nothing. Default 30

@@ -48,12 +48,13 @@ public struct SessionSockets: WebSocketApplication {
   let configuration: SessionSocketConfiguration
   private let logger: Logger
   private let counter = SocketCounter()
-  let paces: CommandPaces
+  /// Of the commands of a key, over all of its sockets.
+  let paces: Paces
 
   init(api: API, configuration: SessionSocketConfiguration) {
     self.api = api
     self.configuration = configuration
-    paces = CommandPaces(configuration)
+    paces = Paces(rate: configuration.commandsPerSecond, burst: Double(configuration.commandBurst))
     logger = Logger(label: "claude-api")
   }
 
